@@ -1,0 +1,1 @@
+"""Data: languages, sources, tokenizer, shards, mixture ledger, order, packing, stream."""

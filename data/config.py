@@ -1,0 +1,78 @@
+"""Every setting of the data room. Read next: `prepare.py` (text to shards), `stream.py` (to batches)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyConfig:
+    """Which languages share experts."""
+
+    map: Literal["genealogical", "random", "single"] = "genealogical"
+    """By genealogy, a seeded random map with the genealogical group sizes (control arm), or one family."""
+    split: tuple[str, ...] = ("indo_european",)
+    """Top-level families that are split into their branches (germanic, italic, ...)."""
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Explicit families: name -> language codes; they win over the default map."""
+    minimum: int = 1
+    """Families with fewer languages than this are merged into the family `others`."""
+    seed: int = 0
+    """Seed of the random map."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerConfig:
+    """How the tokenizer is trained."""
+
+    path: str | None = None
+    """Folder of a trained tokenizer to use instead of training one."""
+    vocab_size: int = 8192
+    """Number of tokens, with specials and the 256 bytes."""
+    temperature: float = 3.0
+    """Languages are sampled with share proportional to bytes^(1/temperature)."""
+    sample_bytes: int = 20_000_000
+    """Text that the trainer sees, over all languages."""
+    model: Literal["bpe", "unigram"] = "bpe"
+    """SentencePiece model type."""
+    seed: int = 0
+    """Seed of the sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """From a folder of text to the global batch of a step."""
+
+    corpus: str
+    """Folder of raw text: one file or folder a language, named by its code (`swh_Latn.jsonl.gz`)."""
+    prepared: str
+    """Folder that `xylem prepare` writes: tokenizer, shards, manifest."""
+    languages: tuple[str, ...] = ()
+    """Language codes to use; empty means all that the corpus folder holds."""
+    text_field: str = "text"
+    """Field (JSONL) or column (parquet) of the text."""
+    id_field: str = "id"
+    """Field or column of the document id; a missing one is replaced by file name and line number."""
+    on_bad_line: Literal["error", "skip"] = "error"
+    """What a malformed line does: stop with its place, or be counted and left out."""
+    heldout_share: float = 0.02
+    """Share of document ids kept for evaluation; equal ids in two languages fall on the same side."""
+    heldout_documents: int = 64
+    """At most so many a language are written for evaluation; the rest of the held-out share is left unused."""
+    shard_tokens: int = 4_000_000
+    """Tokens after which a new shard is begun."""
+    sequence_length: int = 512
+    """Tokens a sequence, T."""
+    slot_sequences: int = 4
+    """Sequences a slot, k: all of one family."""
+    slots_per_step: int = 8
+    """Slots a step, S; the global batch is S x k sequences."""
+    family_temperature: float = 2.0
+    """Families get slots in proportion to tokens^(1/temperature)."""
+    language_temperature: float = 2.0
+    """Languages of a family share its sequences in proportion to tokens^(1/temperature)."""
+    seed: int = 0
+    """Seed of the order and of the held-out split."""
+    families: FamilyConfig = field(default_factory=FamilyConfig)
+    """The map from language to family."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How the tokenizer is made."""

@@ -1,0 +1,12 @@
+"""The two ways data can fail: a user's mistake, or storage that is not what it was.
+
+The command line ends with exit code 2 and one line for the first, 1 and a trace for the second.
+"""
+
+
+class DataError(ValueError):
+    """A user's mistake. The message is one line: the value, the rule, the way out."""
+
+
+class DamagedShard(RuntimeError):
+    """A prepared file that is not the one its manifest describes. The message names the file."""

@@ -1,0 +1,1 @@
+"""Model: the decoder, its trunk and family experts, objectives and the Hugging Face export."""

@@ -1,0 +1,1 @@
+"""Train: run config, loop, engines, checkpoints, evaluation, plan, report, command line."""
