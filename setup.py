@@ -51,6 +51,8 @@ EXTRAS = {
         "accelerate>=1.8",
         "tensorboard>=2.19",
         "wandb>=0.20",
+        "types-PyYAML>=6",
+        "setuptools>=77",
     ],
 }
 

@@ -1,0 +1,42 @@
+"""Packing: a language's documents as one line of tokens, cut into sequences of equal length.
+
+Every document is [begin, tokens..., end], so its borders can be read from the tokens themselves and
+a sequence is a pure function of its position. A sequence's last target is the next one's first
+token; what is left at the end of the line (less than one sequence) is not read.
+Read next: `stream.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORED = -100
+"""Target of a position whose next token begins another document."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSequence:
+    """One training sequence of T tokens."""
+
+    inputs: NDArray[np.int64]
+    """Token ids [T]."""
+    targets: NDArray[np.int64]
+    """The next token [T]; IGNORED where it begins another document."""
+    documents: NDArray[np.int64]
+    """Number of each position's document within the sequence [T], from 0 or 1."""
+
+
+def sequences_in(tokens: int, sequence_length: int) -> int:
+    """How many sequences a line of tokens holds; each needs one token more, for its last target."""
+    return max(0, (tokens - 1) // sequence_length)
+
+
+def pack(window: NDArray[np.int64], bos_id: int) -> PackedSequence:
+    """A sequence from its T + 1 tokens."""
+    inputs, targets = window[:-1], window[1:]
+    return PackedSequence(
+        inputs=inputs,
+        targets=np.where(targets == bos_id, IGNORED, targets),
+        documents=np.cumsum(inputs == bos_id),
+    )

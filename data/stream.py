@@ -1,0 +1,193 @@
+"""The stream: a rank's micro-batches of any step, read from shards in the order's sequence.
+
+A rank takes an equal, contiguous piece of the step's slots. Slots come sorted by family, so that a
+micro-batch's rows of one family are contiguous. The next steps are read ahead by one thread.
+Read next: `inspection.py` to look at a batch.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import DataConfig
+from .errors import DataError
+from .ledger import Ledger, temperature_entry
+from .manifest import Manifest
+from .order import Order, SequenceId, Slot
+from .packing import PackedSequence, pack, sequences_in
+from .shards import TokenLine
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some slots of a step, as one rank runs them together."""
+
+    inputs_BT: Tensor
+    """Token ids, int64."""
+    targets_BT: Tensor
+    """Next tokens, int64; IGNORED where the next token begins another document."""
+    documents_BT: Tensor
+    """Document numbers within each sequence, int64."""
+    languages_B: Tensor
+    """Index of each sequence's language in `Stream.languages`, int64."""
+    segments: tuple[tuple[str, int, int], ...]
+    """(family, first row, row after the last), in order."""
+    slots: tuple[Slot, ...]
+    """Where the rows come from."""
+
+
+def first_ledger(config: DataConfig, manifest: Manifest) -> Ledger:
+    """The ledger a run begins with: the configured temperatures over the manifest's tokens."""
+    tokens: dict[str, dict[str, int]] = {}
+    for code, entry in manifest.languages.items():
+        tokens.setdefault(entry.family, {})[code] = entry.train_tokens
+    mixture = temperature_entry(
+        tokens,
+        slots=config.slots_per_step,
+        family_temperature=config.family_temperature,
+        language_temperature=config.language_temperature,
+        manifest_hash=manifest.hash,
+    )
+    return Ledger(
+        seed=config.seed,
+        sequence_length=config.sequence_length,
+        slot_sequences=config.slot_sequences,
+        entries=(mixture,),
+    )
+
+
+def build_order(ledger: Ledger, manifest: Manifest) -> Order:
+    """The order of a ledger over a manifest's training shards.
+
+    Raises:
+        DataError: the ledger was written for another manifest, or a language is too short.
+    """
+    if ledger.entries[-1].manifest_hash != manifest.hash:
+        raise DataError(
+            f"the run's mixture was decided over manifest {ledger.entries[-1].manifest_hash[:12]}, "
+            f"the prepared folder holds {manifest.hash[:12]}: prepare the same text again, or "
+            "begin a new run"
+        )
+    T = ledger.sequence_length
+    lengths = {code: sequences_in(e.train_tokens, T) for code, e in manifest.languages.items()}
+    for code, length in lengths.items():
+        if length < 1:
+            raise DataError(
+                f"{code} has {manifest.languages[code].train_tokens} training tokens, less than "
+                f"one sequence of data.sequence_length={T}: shorten it, or leave the language out "
+                "with data.languages"
+            )
+    return Order(ledger, lengths)
+
+
+class Stream:
+    """Reads a rank's share of each step."""
+
+    def __init__(
+        self,
+        prepared: Path,
+        manifest: Manifest,
+        ledger: Ledger,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        micro_slots: int = 1,
+        read_ahead: int = 2,
+    ) -> None:
+        """
+        Args:
+            prepared: the folder `xylem prepare` wrote.
+            rank, world: this process among those that share the global batch.
+            micro_slots: slots a micro-batch.
+            read_ahead: steps read before they are asked for.
+        Raises:
+            DataError: the slots of a step cannot be cut into equal pieces.
+        """
+        self.manifest, self.ledger = manifest, ledger
+        self.rank, self.world, self.micro_slots = rank, world, micro_slots
+        self.order = build_order(ledger, manifest)
+        self.languages = tuple(sorted(manifest.languages))
+        self.wait_seconds = 0.0
+        for entry in ledger.entries:
+            check_slots(entry.slots, world, micro_slots)
+        self._index = {code: i for i, code in enumerate(self.languages)}
+        self._lines = {
+            code: TokenLine(prepared, entry.train) for code, entry in manifest.languages.items()
+        }
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
+        self._read_ahead = read_ahead
+        self._ahead: dict[int, Future[list[MicroBatch]]] = {}
+
+    def batch(self, step: int) -> list[MicroBatch]:
+        """This rank's micro-batches of a step; adds the time it had to wait to `wait_seconds`."""
+        for ahead in range(step, step + 1 + self._read_ahead):
+            if ahead not in self._ahead:
+                self._ahead[ahead] = self._reader.submit(self.read, ahead)
+        started = time.perf_counter()
+        micro_batches = self._ahead.pop(step).result()
+        self.wait_seconds += time.perf_counter() - started
+        return micro_batches
+
+    def read(self, step: int) -> list[MicroBatch]:
+        """This rank's micro-batches of a step, read now."""
+        slots = self.order.step(step)
+        share = len(slots) // self.world
+        mine = slots[self.rank * share : (self.rank + 1) * share]
+        return [
+            self._micro_batch(mine[i : i + self.micro_slots])
+            for i in range(0, len(mine), self.micro_slots)
+        ]
+
+    def sequence(self, sequence: SequenceId) -> PackedSequence:
+        """One sequence's tokens, targets and document bounds."""
+        T = self.ledger.sequence_length
+        start = sequence.position * T
+        window = self._lines[sequence.language].read(start, start + T + 1)
+        return pack(window, self.manifest.bos_id)
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def _micro_batch(self, slots: Sequence[Slot]) -> MicroBatch:
+        packed = [self.sequence(s) for slot in slots for s in slot.sequences]
+        codes = [s.language for slot in slots for s in slot.sequences]
+        segments: list[tuple[str, int, int]] = []
+        row = 0
+        for slot in slots:
+            stop = row + len(slot.sequences)
+            if segments and segments[-1][0] == slot.family:
+                segments[-1] = (slot.family, segments[-1][1], stop)
+            else:
+                segments.append((slot.family, row, stop))
+            row = stop
+        return MicroBatch(
+            inputs_BT=torch.from_numpy(np.stack([p.inputs for p in packed])),
+            targets_BT=torch.from_numpy(np.stack([p.targets for p in packed])),
+            documents_BT=torch.from_numpy(np.stack([p.documents for p in packed])),
+            languages_B=torch.tensor([self._index[code] for code in codes]),
+            segments=tuple(segments),
+            slots=tuple(slots),
+        )
+
+
+def check_slots(slots: int, world: int, micro_slots: int) -> None:
+    """Whether a step's slots cut into equal pieces.
+
+    Raises:
+        DataError: they do not; names the nearest numbers that do.
+    """
+    unit = world * micro_slots
+    if slots % unit:
+        below, above = slots // unit * unit, -(-slots // unit) * unit
+        fits = f"{below} or {above}" if below else f"{above}"
+        raise DataError(
+            f"data.slots_per_step={slots} is not a multiple of {world} processes x "
+            f"engine.micro_slots={micro_slots}: every process runs equal micro-batches; take {fits}"
+        )

@@ -1,0 +1,1 @@
+"""Sentences of the embedded corpus, one file a group of languages."""

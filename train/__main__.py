@@ -1,0 +1,178 @@
+"""The command line: `xylem VERB`. Each verb is a few lines that call into the rooms.
+
+Verbs that begin something take Hydra settings (`experiment=quickstart run.steps=100`); verbs that
+look at something take a run folder. Exit codes: 0 done, 1 an operational failure (with its trace),
+2 the user's mistake (one line), 75 pre-empted and saved (requeue me).
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .. import __version__
+from .errors import EXIT_FAILURE, EXIT_MISTAKE, EXIT_REQUEUE, MISTAKES, Preempted
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Text to tokenizer, shards and manifest."""
+    from ..data.prepare import prepare as run_prepare
+    from .compose import compose_config
+    from .console import OUT
+
+    run_prepare(compose_config(arguments.settings).data, force=arguments.force, console=OUT)
+
+
+def tokenizer(arguments: argparse.Namespace) -> None:
+    """Reports how a prepared folder's tokenizer treats each language."""
+    from .compose import compose_config
+    from .console import OUT
+    from .tokenizer_report import print_tokenizer_report
+
+    config = compose_config(arguments.settings)
+    print_tokenizer_report(config.data, parallel=arguments.parallel, console=OUT)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Parameters, FLOPs, memory, tokens and epochs, before anything is allocated."""
+    from ..data.manifest import Manifest
+    from .compose import compose_config
+    from .console import OUT
+    from .plan import make_plan, print_plan
+
+    config = compose_config(arguments.settings)
+    print_plan(make_plan(config, Manifest.load(Path(config.data.prepared))), config, OUT)
+
+
+def pretrain(arguments: argparse.Namespace) -> None:
+    """Trains a run, or resumes it; the same command does both."""
+    from .compose import compose_config
+    from .loop import pretrain as run_pretrain
+
+    run_pretrain(compose_config(arguments.settings))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Bits per byte on all held-out documents, and accuracy on facts, of a run's checkpoint."""
+    from .evaluate import evaluate_run
+
+    evaluate_run(arguments.run, step=arguments.step, facts=arguments.facts)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes families as dense Qwen3 folders and proves them equal."""
+    from .export import export_run
+
+    export_run(
+        arguments.run,
+        step=arguments.step,
+        families=arguments.families or None,
+        out=arguments.out,
+        force=arguments.force,
+    )
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Shows what a step's batch holds: text, document borders, languages, slots."""
+    from ..data.inspection import inspect_step, print_step
+    from ..data.prepare import load_prepared
+    from ..data.stream import Stream, first_ledger
+    from .compose import compose_config
+    from .console import OUT
+    from .run_folder import read_config
+
+    first = arguments.settings[0] if arguments.settings else ""
+    is_run = bool(first) and "=" not in first
+    config = read_config(Path(first)) if is_run else compose_config(arguments.settings)
+    prepared = Path(config.data.prepared)
+    manifest, spoken = load_prepared(prepared)
+    stream = Stream(prepared, manifest, first_ledger(config.data, manifest))
+    shown = inspect_step(stream, spoken, arguments.step, slots=arguments.slots)
+    print_step(OUT, shown, full=arguments.full, tokens=arguments.tokens)
+    stream.close()
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Writes a run's report.html."""
+    from .console import say
+    from .report import write_report
+
+    say(f"wrote {write_report(arguments.run)}")
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "prepare": prepare,
+    "tokenizer": tokenizer,
+    "plan": plan,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "export": export,
+    "inspect": inspect,
+    "report": report,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="xylem",
+        description="Pretrains language models that keep language and knowledge apart.",
+        epilog="Settings are key=value, for example experiment=quickstart run.steps=100; "
+        "`xylem VERB --help` tells more.",
+    )
+    top.add_argument("--version", action="version", version=f"xylem {__version__}")
+    top.add_argument("--debug", action="store_true", help="show traces of mistakes too")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    made = {
+        name: verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
+        for name, run in VERBS.items()
+    }
+    for name in ("prepare", "tokenizer", "plan", "pretrain", "inspect"):
+        told = "settings of configs/: key=value, or group=option such as experiment=quickstart"
+        if name == "inspect":
+            told += "; or one run folder"
+        made[name].add_argument("settings", nargs="*", metavar="KEY=VALUE", help=told)
+    made["prepare"].add_argument("--force", action="store_true", help="replace what is there")
+    made["tokenizer"].add_argument(
+        "--parallel", type=Path, help="JSONL of parallel text: language (or lang), id, text"
+    )
+    made["inspect"].add_argument("--step", type=int, default=0, help="step, from 0 (default 0)")
+    made["inspect"].add_argument("--slots", type=int, default=None, help="show so many slots")
+    made["inspect"].add_argument("--full", action="store_true", help="whole texts")
+    made["inspect"].add_argument("--tokens", action="store_true", help="token by token")
+    for name in ("evaluate", "export", "report"):
+        made[name].add_argument("run", type=Path, metavar="RUN", help="run folder, runs/NAME")
+    for name in ("evaluate", "export"):
+        made[name].add_argument("--step", type=int, default=None, help="checkpoint (the newest)")
+    made["evaluate"].add_argument("--facts", type=Path, help="facts.jsonl (evaluation.facts)")
+    made["export"].add_argument("--families", nargs="*", help="families (all)")
+    made["export"].add_argument("--out", type=Path, help="folder (RUN/export/step-N)")
+    made["export"].add_argument("--force", action="store_true", help="replace exports there")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a verb and ends the process with its exit code."""
+    arguments = parser().parse_args(argv)
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.setdefault(variable, "1")
+    try:
+        VERBS[arguments.verb](arguments)
+    except MISTAKES as mistake:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"xylem {arguments.verb}: {mistake}", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
+    except Preempted as left:
+        print(f"xylem {arguments.verb}: {left}; run the same command to go on", file=sys.stderr)
+        sys.exit(EXIT_REQUEUE)
+    except Exception as failure:
+        traceback.print_exc()
+        print(f"xylem {arguments.verb}: {type(failure).__name__}: {failure}", file=sys.stderr)
+        sys.exit(EXIT_FAILURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""From a config to a run's parts: run folder, data, model, optimisers, and where to resume.
+
+Read next: `loop.py`, which trains what is put together here.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.ledger import Ledger
+from ..data.manifest import Manifest
+from ..data.order import fingerprint
+from ..data.prepare import load_prepared
+from ..data.stream import Stream, first_ledger
+from ..data.tokenizer import Tokenizer
+from ..model.decoder import Decoder, build_decoder
+from .checkpoint import latest_checkpoint, load_optimizers, load_rng, load_weights, read_state
+from .config import RunConfig
+from .console import say
+from .engines.torch import TorchEngine
+from .errors import UserError
+from .optimizer import Optimizers
+from .plan import make_plan, write_plan
+from .run_folder import open_folder, run_folder
+
+
+@dataclass(slots=True)
+class Trainer:
+    """A run's parts, put together by `start`."""
+
+    config: RunConfig
+    folder: Path
+    engine: TorchEngine
+    manifest: Manifest
+    tokenizer: Tokenizer
+    ledger: Ledger
+    stream: Stream
+    decoder: Decoder
+    optimizers: Optimizers
+    token_bytes: Tensor
+    order_fingerprint: str
+    step: int = 0
+    tokens_seen: int = 0
+    seconds_before: float = 0.0
+
+
+def start(config: RunConfig, engine: TorchEngine) -> Trainer:
+    """Opens run folder and data, builds the model, and resumes where there is a checkpoint."""
+    prepared = Path(config.data.prepared)
+    manifest, tokenizer = load_prepared(prepared)
+    planned = dataclasses.replace(
+        config,
+        cluster=dataclasses.replace(config.cluster, nodes=1, processes_per_node=engine.world),
+    )
+    plan = make_plan(planned, manifest)
+    folder = run_folder(config)
+    if engine.leader:
+        open_folder(config)
+        write_plan(plan, config, folder / "plan.txt")
+    engine.barrier()
+    checkpoint = find_checkpoint(config, folder)
+    state = read_state(checkpoint) if checkpoint else None
+    ledger = state.ledger if state else first_ledger(config.data, manifest)
+    engine.same_everywhere("mixture or prepared folder", ledger.hash)
+    stream = Stream(
+        prepared, manifest, ledger,
+        rank=engine.rank, world=engine.world, micro_slots=config.engine.micro_slots,
+    )  # fmt: skip
+    first_ids = fingerprint(stream.order)
+    decoder = build_decoder(config.model, manifest.families, seed=config.run.seed)
+    if checkpoint:
+        load_weights(checkpoint, decoder)
+    decoder.to(engine.device)
+    trainer = Trainer(
+        config, folder, engine, manifest, tokenizer, ledger, stream, decoder,
+        Optimizers(decoder, config.optim, config.run.steps),
+        torch.from_numpy(tokenizer.token_bytes).long().to(engine.device), first_ids,
+    )  # fmt: skip
+    if checkpoint and state:
+        if state.order_fingerprint != first_ids:
+            raise UserError(
+                f"{checkpoint} was trained in another order of the data (the first 1,000 ids "
+                "differ): resume with the prepared folder and the Xylem version that began it"
+            )
+        stream.order.restore(state.stream)
+        load_optimizers(checkpoint, decoder, trainer.optimizers)
+        load_rng(checkpoint)
+        trainer.step, trainer.tokens_seen = state.step, state.tokens_seen
+        trainer.seconds_before = state.seconds
+    if engine.leader:
+        begun = f"resumed at step {trainer.step} from {checkpoint}" if checkpoint else "new run"
+        say(
+            f"{folder}: {begun}; {len(manifest.languages)} languages in "
+            f"{len(manifest.families)} families; {engine.world} process(es) on "
+            f"{engine.device.type}, {engine.precision}"
+        )
+    return trainer
+
+
+def find_checkpoint(config: RunConfig, folder: Path) -> Path | None:
+    """The checkpoint to resume from, by `checkpoint.resume`.
+
+    Raises:
+        UserError: the path is none, or `never` would bury a run that is there.
+    """
+    wanted = config.checkpoint.resume
+    if wanted == "auto":
+        return latest_checkpoint(folder)
+    if wanted == "never":
+        if latest_checkpoint(folder) is not None:
+            raise UserError(
+                f"checkpoint.resume=never, but {folder} holds checkpoints: give the new run "
+                "another run.name, or remove the folder"
+            )
+        return None
+    if not (Path(wanted) / "state.json").exists():
+        raise UserError(
+            f"checkpoint.resume={wanted} is no checkpoint: it has no state.json; a checkpoint is "
+            "a folder runs/NAME/checkpoints/step-N"
+        )
+    return Path(wanted)

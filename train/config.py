@@ -1,0 +1,132 @@
+"""A run's whole configuration. Parts stand beside what they configure; this joins them.
+
+Read next: `compose.py` (how YAML becomes this), `loop.py` (what it does).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..data.config import DataConfig
+from ..model.config import ModelConfig
+from .errors import UserError
+from .optimizer import OptimConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What identifies a run."""
+
+    name: str
+    """Name of the run; its folder is root/name."""
+    root: str = "runs"
+    """Folder of run folders."""
+    steps: int
+    """Optimiser steps in all."""
+    seed: int = 0
+    """Seed of the initial weights and of samples; the data's order has data.seed."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"run.steps={self.steps} must be at least 1")
+        if not self.name or "/" in self.name:
+            raise UserError(f"run.name={self.name!r} must be a plain folder name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What runs a step, and how."""
+
+    name: Literal["torch"] = "torch"
+    """The engine: `torch` is data parallel over the processes of torchrun or srun."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Matrix products; `auto` takes bf16 where the hardware multiplies it natively."""
+    micro_slots: int = 1
+    """Slots that a process runs together; the rest of its share is accumulated."""
+    threads: int = 0
+    """CPU threads a process; 0 leaves PyTorch's default."""
+    timeout_minutes: float = 10.0
+    """How long a process waits for the others in a collective."""
+    peak_tflops: float = 0.0
+    """Peak of one device for model FLOP utilisation; 0 looks it up, or measures a CPU's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """When a run saves, what it keeps, and whether it resumes."""
+
+    every: int = 500
+    """Steps between checkpoints; one is always saved at the end."""
+    keep: int = 2
+    """How many of the newest to keep."""
+    keep_every: int = 0
+    """Steps whose multiples are kept for ever; 0 keeps none beyond the newest."""
+    resume: str = "auto"
+    """`auto` continues the newest checkpoint if there is one, `never` begins anew, or a path."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggingConfig:
+    """What a run tells while it trains; metrics.jsonl is always written."""
+
+    every: int = 1
+    """Steps between metric rows and console lines."""
+    samples_every: int = 0
+    """Steps between samples of every family; 0 writes none."""
+    sample_tokens: int = 48
+    """Tokens a sample."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder (extra `tensorboard`)."""
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Also log to Weights & Biases (extra `wandb`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured on held-out documents."""
+
+    every: int = 0
+    """Steps between evaluations while training; 0 evaluates at the end only."""
+    rows: int = 16
+    """Sequences evaluated together."""
+    tokens_per_language: int = 20_000
+    """Held-out tokens of a language used while training; the verb `evaluate` uses all."""
+    facts: str | None = None
+    """A facts.jsonl of multiple-choice questions, for the verb `evaluate`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebugConfig:
+    """Switches for finding out what is wrong."""
+
+    overfit: bool = False
+    """Train on the first step's batch again and again."""
+    anomaly: bool = False
+    """Let autograd name the operation that first produced a NaN (slow)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """The machines a plan is made for; the launcher decides what a run really gets."""
+
+    nodes: int = 1
+    """Nodes."""
+    processes_per_node: int = 1
+    """Processes (devices) a node."""
+    memory_gib: float = 16.0
+    """Memory of one device, for the plan's refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything about a run."""
+
+    run: RunSettings
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)

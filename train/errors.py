@@ -1,0 +1,22 @@
+"""How a command ends: 0 done, 1 a failure, 2 the user's mistake, 75 saved, requeue me."""
+
+from ..data.errors import DataError
+from ..model.config import ModelError
+
+EXIT_FAILURE, EXIT_MISTAKE, EXIT_REQUEUE = 1, 2, 75
+
+
+class UserError(ValueError):
+    """A user's mistake outside data and model. One line: the value, the rule, the way out."""
+
+
+class Preempted(Exception):
+    """A signal or trigger asked the run to leave; it has saved at this step."""
+
+    def __init__(self, step: int, cause: str) -> None:
+        super().__init__(f"{cause}: saved at step {step}")
+        self.step = step
+
+
+MISTAKES: tuple[type[Exception], ...] = (UserError, DataError, ModelError)
+"""What ends a command with one line and exit code 2."""

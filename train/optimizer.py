@@ -1,0 +1,172 @@
+"""Optimisers and learning-rate schedules.
+
+Every parameter's state is kept under its canonical name, whichever optimiser holds it. A parameter
+without a gradient is left alone, with its state: a family that had no slot in a step does not
+drift. Read next: `loop.py`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """How parameters move."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw` for all, or `muon` for the layers' matrices with AdamW for the rest."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; norms have none."""
+    muon_learning_rate: float = 1e-3
+    """Peak learning rate of Muon, in AdamW's units (updates are scaled to AdamW's size)."""
+    muon_momentum: float = 0.95
+    """Muon's momentum."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole model's gradient; 0 does not clip."""
+    z_loss: float = 1e-4
+    """Weight of the squared log-partition."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """Warm-up, stable, decay; or warm-up and cosine."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    decay_share: float = 0.2
+    """Share of the steps that decay linearly at the end (wsd)."""
+    final_share: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
+
+
+def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
+    """The share of the peak learning rate at a step, counted from 0."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "cosine":
+        progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return config.final_share + (1 - config.final_share) * cosine
+    decay_steps = max(1, round(steps * config.decay_share))
+    left = (steps - step) / decay_steps
+    return 1.0 if left >= 1 else config.final_share + (1 - config.final_share) * max(0.0, left)
+
+
+class Optimizers:
+    """The optimisers of a model behind one step."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, steps: int) -> None:
+        self.config, self.steps = config, steps
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        matrices, embeddings, norms = _split(model)
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = []
+        adam_groups = [
+            {"params": embeddings + ([] if config.name == "muon" else matrices)},
+            {"params": norms, "weight_decay": 0.0},
+        ]
+        adam_groups[0]["weight_decay"] = config.weight_decay  # type: ignore[assignment]
+        adamw = torch.optim.AdamW(
+            adam_groups,
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        self.optimizers.append((adamw, config.learning_rate))
+        if config.name == "muon":
+            muon = torch.optim.Muon(
+                matrices,
+                lr=config.muon_learning_rate,
+                momentum=config.muon_momentum,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.optimizers.append((muon, config.muon_learning_rate))
+
+    def step(self, step: int) -> float:
+        """Moves every parameter that has a gradient.
+
+        Args:
+            step: the step being made, counted from 0.
+        Returns:
+            AdamW's learning rate.
+        """
+        factor = learning_rate_factor(self.config, step, self.steps)
+        for optimizer, peak in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return self.optimizers[0][1] * factor
+
+    def state(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(parameter name, state name, tensor) of everything held."""
+        for optimizer, _ in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    yield self.names[parameter], key, torch.as_tensor(value)
+
+    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Takes over a saved state.
+
+        Args:
+            state: parameter name -> state name -> tensor; a parameter never stepped has none.
+        Raises:
+            UserError: the state belongs to another optimiser.
+        """
+        expected = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}
+        for optimizer, _ in self.optimizers:
+            kind = "muon" if isinstance(optimizer, torch.optim.Muon) else "adamw"
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    name = self.names[parameter]
+                    if name not in state:
+                        continue
+                    if set(state[name]) != expected[kind]:
+                        raise UserError(
+                            f"the checkpoint holds {sorted(state[name])} for {name}, optim.name="
+                            f"{self.config.name} needs {sorted(expected[kind])}: resume with the "
+                            "optimiser that began the run"
+                        )
+                    optimizer.state[parameter] = {
+                        key: value.to(parameter.device if key != "step" else "cpu").clone()
+                        for key, value in state[name].items()
+                    }
+
+
+def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices of the layers; embedding and head; norms."""
+    matrices, embeddings, norms = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            norms.append(parameter)
+        elif name.startswith(("embed.", "head.")):
+            embeddings.append(parameter)
+        else:
+            matrices.append(parameter)
+    return matrices, embeddings, norms
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of the whole model's gradient, scalar float32."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Scales gradients so that their norm is at most `limit`; 0 leaves them."""
+    if limit <= 0:
+        return
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)

@@ -1,0 +1,205 @@
+"""What a run will be, before anything is allocated: parameters, FLOPs, memory, tokens, epochs.
+
+The model lives on the meta device; the data's numbers come from the manifest and the order's own
+arithmetic. A plan refuses what cannot work.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..data.manifest import Manifest
+from ..data.order import Order
+from ..data.stream import build_order, check_slots, first_ledger
+from ..model.accounting import (
+    ParameterCounts,
+    activation_bytes,
+    count_parameters,
+    forward_flops_per_token,
+    training_flops_per_token,
+)
+from .config import RunConfig
+from .engines.torch import resolve_precision
+from .errors import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguagePlan:
+    """A language's part in the run."""
+
+    code: str
+    family: str
+    train_tokens: int
+    """Tokens of its training shards."""
+    sequences: int
+    """Sequences that the run will read."""
+    tokens: int
+    """Tokens that the run will read."""
+    epochs: float
+    """How often the run goes through its text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run's arithmetic."""
+
+    parameters: ParameterCounts
+    forward_flops: int
+    """FLOPs of a token's forward pass."""
+    training_flops: int
+    """FLOPs of a token, forward and backward."""
+    processes: int
+    micro_batches: int
+    """Micro-batches of a process a step."""
+    tokens_per_step: int
+    steps: int
+    memory: dict[str, int]
+    """Bytes a process holds, by what for."""
+    checkpoint_bytes: int
+    checkpoints_kept: int
+    languages: tuple[LanguagePlan, ...]
+    precision: str
+
+
+def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        UserError, DataError: it cannot work; says why and what would.
+    """
+    if config.model.vocab_size != manifest.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size}, but the shards of "
+            f"{config.data.prepared} were made with {manifest.vocab_size} tokens: set "
+            f"model.vocab_size={manifest.vocab_size}"
+        )
+    processes = config.cluster.nodes * config.cluster.processes_per_node
+    check_slots(config.data.slots_per_step, processes, config.engine.micro_slots)
+    order = build_order(first_ledger(config.data, manifest), manifest)
+    parameters = count_parameters(config.model, manifest.families)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(config.engine.precision, device)
+    T, k = config.data.sequence_length, config.data.slot_sequences
+    width = 2 if precision == "bf16" else 4
+    states = 2 if config.optim.name == "adamw" else 1.5
+    memory = {
+        "parameters": 4 * parameters.total,
+        "gradients": 4 * parameters.total,
+        "optimiser": int(4 * states * parameters.total),
+        "bf16 copies": 2 * parameters.total if precision == "bf16" else 0,
+        "activations": activation_bytes(
+            config.model,
+            sequences=k * config.engine.micro_slots,
+            sequence_length=T,
+            bytes_per_value=width,
+        ),
+    }
+    limit = config.cluster.memory_gib * GIB
+    if sum(memory.values()) > limit:
+        worst = max(memory, key=lambda name: memory[name])
+        raise UserError(
+            f"a process would need {sum(memory.values()) / GIB:.1f} GiB, cluster.memory_gib="
+            f"{config.cluster.memory_gib:g}: most goes to {worst} "
+            f"({memory[worst] / GIB:.1f} GiB); lower engine.micro_slots, data.slot_sequences or "
+            "the model's widths"
+        )
+    return Plan(
+        parameters=parameters,
+        forward_flops=forward_flops_per_token(config.model, T),
+        training_flops=training_flops_per_token(config.model, T),
+        processes=processes,
+        micro_batches=config.data.slots_per_step // (processes * config.engine.micro_slots),
+        tokens_per_step=config.data.slots_per_step * k * T,
+        steps=config.run.steps,
+        memory=memory,
+        checkpoint_bytes=int(4 * (1 + states) * parameters.total),
+        checkpoints_kept=config.checkpoint.keep,
+        languages=tuple(language_plans(order, manifest, config.run.steps, T)),
+        precision=precision,
+    )
+
+
+def language_plans(order: Order, manifest: Manifest, steps: int, T: int) -> list[LanguagePlan]:
+    """Tokens and epochs of every language after so many steps, from the order's arithmetic."""
+    cursors = order.cursors(steps)
+    return [
+        LanguagePlan(
+            code=code,
+            family=entry.family,
+            train_tokens=entry.train_tokens,
+            sequences=cursors[code],
+            tokens=cursors[code] * T,
+            epochs=cursors[code] / order.epoch_length[code],
+        )
+        for code, entry in manifest.languages.items()
+    ]
+
+
+def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
+    """The plan as tables for people."""
+    p = plan.parameters
+    sizes = Table(title=f"{config.run.name}: parameters", title_justify="left")
+    sizes.add_column("what")
+    sizes.add_column("parameters", justify="right")
+    sizes.add_row("embedding and head", f"{p.embedding:,}")
+    sizes.add_row("trunk", f"{p.trunk:,}")
+    for family, count in p.families.items():
+        sizes.add_row(f"family {family}", f"{count:,}")
+    sizes.add_row("active a token", f"{p.active:,}", style="bold")
+    sizes.add_row("total", f"{p.total:,}", style="bold")
+    console.print(sizes)
+
+    total = plan.tokens_per_step * plan.steps
+    run = Table(title="run", title_justify="left", show_header=False)
+    run.add_row("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens = {total:,} tokens")
+    run.add_row(
+        "work",
+        f"{plan.forward_flops / 1e6:,.1f} MFLOP a token forward, "
+        f"{plan.training_flops / 1e6:,.1f} in training, "
+        f"{plan.training_flops * total / 1e15:,.3f} PFLOP in all",
+    )
+    run.add_row(
+        "processes",
+        f"{plan.processes}, {plan.micro_batches} micro-batch(es) each a step, {plan.precision}",
+    )
+    told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if size)
+    run.add_row("memory a process", f"{sum(plan.memory.values()) / GIB:.2f} GiB ({told})")
+    run.add_row(
+        "checkpoints",
+        f"{plan.checkpoint_bytes / GIB:.2f} GiB each, {plan.checkpoints_kept} kept",
+    )
+    console.print(run)
+
+    mixture = Table(title="languages over the run", title_justify="left")
+    for name in ("language", "family"):
+        mixture.add_column(name)
+    for name in ("tokens held", "tokens read", "epochs", "share"):
+        mixture.add_column(name, justify="right")
+    for row in sorted(plan.languages, key=lambda r: (r.family, r.code)):
+        mixture.add_row(
+            row.code,
+            row.family,
+            f"{row.train_tokens:,}",
+            f"{row.tokens:,}",
+            f"{row.epochs:.2f}",
+            f"{row.tokens / total:.2%}",
+        )
+    console.print(mixture)
+    for row in plan.languages:
+        if row.sequences == 0:
+            console.print(f"note: {row.code} is never read in {plan.steps} steps")
+        elif row.epochs > 4:
+            console.print(f"note: {row.code} is read {row.epochs:.1f} times over")
+
+
+def write_plan(plan: Plan, config: RunConfig, path: Path) -> None:
+    """The same tables as plain text."""
+    text = io.StringIO()
+    print_plan(plan, config, Console(file=text, width=110))
+    path.write_text(text.getvalue(), encoding="utf-8")
