@@ -159,13 +159,13 @@ def read_documents(
     if kind in PARQUET_SUFFIXES:
         documents = _read_parquet(reading)
     elif kind in JSON_SUFFIXES:
-        documents = _read_jsonl(reading, _lines(path, compression))
+        documents = _read_jsonl(reading, read_lines(path))
     elif language_folder is not None:
         name = path.relative_to(language_folder).as_posix()
         reading.whole_file = name.removesuffix(compression).removesuffix(kind)
-        documents = _read_text(reading, _lines(path, compression))
+        documents = _read_text(reading, read_lines(path))
     else:
-        documents = _read_text(reading, _lines(path, compression))
+        documents = _read_text(reading, read_lines(path))
     for document in documents:
         if not document.text.strip():
             reading.counts.empty += 1
@@ -209,8 +209,9 @@ def _format(path: Path) -> tuple[str, str]:
     return Path(path.name.removesuffix(compression)).suffix, compression
 
 
-def _lines(path: Path, compression: str) -> Iterator[bytes]:
-    """A file's lines with their ends, decompressed; the byte order mark is taken off."""
+def read_lines(path: Path) -> Iterator[bytes]:
+    """A file's lines with their ends, decompressed, without byte order mark; raises DataError."""
+    _, compression = _format(path)
     try:
         with _open(path, compression) as file:
             for number, line in enumerate(file):

@@ -51,7 +51,7 @@ def replace(folder: Path, staging: Path) -> None:
     staging.rename(folder)
     sync_folder(folder.parent)
     if old.exists():
-        shutil.rmtree(old)
+        _remove_prepared(old)
 
 
 def recover(folder: Path, notice: Callable[[str], None]) -> None:
@@ -61,7 +61,15 @@ def recover(folder: Path, notice: Callable[[str], None]) -> None:
         return
     if folder.exists():
         notice(f"{old}: removing what a killed `xylem prepare --force` left")
-        shutil.rmtree(old)
+        _remove_prepared(old)
     else:
         notice(f"{old}: a killed `xylem prepare --force` left this: putting it back")
         old.rename(folder)
+
+
+def _remove_prepared(folder: Path) -> None:
+    """Removes the manifest last, so that a half-removed folder can still be told as ours."""
+    for entry in folder.iterdir():
+        if entry.name != MANIFEST_NAME:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    shutil.rmtree(folder)

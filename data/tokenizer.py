@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -41,7 +41,9 @@ CHARACTER_COVERAGE = 0.9999
 """Share of the sample's characters that get a piece of their own, where the vocabulary has room."""
 LINE_CHARACTERS = 8192
 """A longer line is cut between two words: SentencePiece's trainer gives up at 65,536."""
-_RESERVED = re.compile("[\n\r\t\0\u2581\u2585]")
+TRAINING_THREADS = 4
+"""A constant, because SentencePiece writes it into the model file, whose hash must not change."""
+_RESERVED = "\n\r\t\0\u2581\u2585"
 """A line is split at these: SentencePiece's trainer leaves out a whole line that holds one."""
 
 
@@ -152,12 +154,17 @@ def sample_budgets(sizes: Mapping[str, int], config: TokenizerConfig) -> dict[st
     return budgets
 
 
-def training_lines(text: str) -> Iterator[str]:
+def line_ends(rare: str = "") -> re.Pattern[str]:
+    """Where a text is split for the trainer: also at rare characters, which stay bytes."""
+    return re.compile(f"[{re.escape(_RESERVED + rare)}]")
+
+
+def training_lines(text: str, ends: re.Pattern[str]) -> Iterator[str]:
     """A text as lines that SentencePiece's trainer takes whole: none is dropped, no word is cut.
 
     Only a run of more than LINE_CHARACTERS characters without a space is cut inside.
     """
-    for line in _RESERVED.split(text):
+    for line in ends.split(text):
         start = 0
         while len(line) - start > LINE_CHARACTERS:
             cut = line.rfind(" ", start + 1, start + LINE_CHARACTERS)
@@ -169,18 +176,13 @@ def training_lines(text: str) -> Iterator[str]:
 
 
 def train_tokenizer(
-    sample: Mapping[str, Iterable[str]],
-    config: TokenizerConfig,
-    folder: Path,
-    *,
-    threads: int | None = None,
+    sample: Mapping[str, Sequence[str]], config: TokenizerConfig, folder: Path
 ) -> Tokenizer:
     """Trains on a sample (language -> texts, see `sample_budgets`) and writes the folder.
 
     Equal samples give equal tokenizers. Raises DataError: the vocabulary does not fit the sample.
     """
     check_settings(config)
-    lines: list[str] = []
     sizes: dict[str, int] = {}
     digest = hashlib.sha256()
     characters: Counter[str] = Counter()
@@ -191,17 +193,19 @@ def train_tokenizer(
             size += len(data)
             digest.update(data)
             characters.update(text)
-            lines.extend(training_lines(text))
         sizes[code] = size
-    coverage, covered = _coverage(characters, config.vocab_size)
+    rare = _rare_characters(characters, config.vocab_size)
+    texts = (text for code in sorted(sample) for text in sample[code])
+    ends = line_ends(rare)
+    lines = [line for text in texts for line in training_lines(text, ends)]
     meta = {
         "settings": training_settings(config),
         "sample_bytes": sizes,
         "sample_sha256": digest.hexdigest(),
-        "character_coverage": coverage,
-        "characters": covered,
+        "characters": len(characters) - len(rare),
+        "rare_characters": len(rare),
     }
-    tokenizer = Tokenizer(_train(lines, config, coverage, threads or os.cpu_count() or 1), meta)
+    tokenizer = Tokenizer(_train(lines, config), meta)
     tokenizer.save(folder)
     return Tokenizer.load(folder)
 
@@ -232,24 +236,24 @@ def training_settings(config: TokenizerConfig) -> dict[str, Any]:
     return settings
 
 
-def _coverage(characters: Counter[str], vocab_size: int) -> tuple[float, int]:
-    """The share of characters that get pieces, and how many they are.
+def _rare_characters(characters: Counter[str], vocab_size: int) -> str:
+    """The characters that get no piece of their own.
 
-    At most three eighths of the vocabulary: 122 languages have 4,756 characters in the first
-    99.99 %, which left half of an 8,192 vocabulary to all words. Rare ones are written in bytes.
+    At most three eighths of the vocabulary are characters: 122 languages have 4,756 in the first
+    99.99 %, which left half of an 8,192 vocabulary to all words.
     """
     room = min(vocab_size * 3 // 8, (vocab_size - 260) // 2)
     total = sum(characters.values())
-    seen = covered = 0
-    for _, count in characters.most_common(room):
-        if seen / total >= CHARACTER_COVERAGE:
-            break
-        seen += count
-        covered += 1
-    return (min(CHARACTER_COVERAGE, seen / total), covered) if total else (CHARACTER_COVERAGE, 0)
+    ranked = sorted(characters, key=lambda character: (-characters[character], character))
+    seen = 0
+    for number, character in enumerate(ranked):
+        if number == room or seen >= CHARACTER_COVERAGE * total:
+            return "".join(ranked[number:])
+        seen += characters[character]
+    return ""
 
 
-def _train(lines: list[str], config: TokenizerConfig, coverage: float, threads: int) -> bytes:
+def _train(lines: list[str], config: TokenizerConfig) -> bytes:
     if not lines:
         raise DataError("the tokenizer's sample holds no text: put text into data.corpus")
     model = io.BytesIO()
@@ -260,7 +264,7 @@ def _train(lines: list[str], config: TokenizerConfig, coverage: float, threads: 
             model_type=config.model,
             vocab_size=config.vocab_size,
             byte_fallback=True,
-            character_coverage=coverage,
+            character_coverage=1.0,  # `_rare_characters` decides: below 0.98 SentencePiece refuses
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -271,14 +275,17 @@ def _train(lines: list[str], config: TokenizerConfig, coverage: float, threads: 
             unk_id=UNK_ID,
             bos_id=BOS_ID,
             eos_id=EOS_ID,
-            num_threads=threads,
+            num_threads=TRAINING_THREADS,
             minloglevel=2,
         )
     except RuntimeError as error:
         if legal := re.search(r"too high.*<= (\d+)", str(error)):
+            way_out = f"use {legal[1]} or less, or give more text"
+            if int(legal[1]) < MINIMUM_VOCABULARY:
+                way_out = f"give more text, for {MINIMUM_VOCABULARY} at least"
             raise DataError(
                 f"data.tokenizer.vocab_size={config.vocab_size}: the sample has text for only "
-                f"{legal[1]}: use {legal[1]} or less, or give more text"
+                f"{legal[1]}: {way_out}"
             ) from None
         raise
     return model.getvalue()

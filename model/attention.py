@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norms import RMSNorm
+
 
 def document_mask(documents_BT: Tensor) -> Tensor:
     """True where a position may attend: not ahead of itself, and in its own document.
@@ -83,8 +85,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.backend = backend
         self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * head_dim, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=eps)
-        self.k_norm = nn.RMSNorm(head_dim, eps=eps)
+        self.q_norm = RMSNorm(head_dim, eps)
+        self.k_norm = RMSNorm(head_dim, eps)
         self.out = nn.Linear(heads * head_dim, hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, cos_sin_2TK: Tensor, mask_B1TT: Tensor) -> Tensor:

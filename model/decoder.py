@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .attention import Attention, document_mask, rotary_tables
 from .config import LayerPlan, ModelConfig
 from .feed_forward import FeedForward
+from .norms import RMSNorm
 from .routers import FamilySegment
 
 
@@ -24,11 +25,11 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, plan: LayerPlan, families: Sequence[str]) -> None:
         super().__init__()
         D, eps = config.hidden_size, config.norm_eps
-        self.attention_norm = nn.RMSNorm(D, eps=eps)
+        self.attention_norm = RMSNorm(D, eps)
         self.attention = Attention(
             D, config.heads, config.kv_heads, config.head_dim, eps, config.attention
         )
-        self.feed_forward_norm = nn.RMSNorm(D, eps=eps)
+        self.feed_forward_norm = RMSNorm(D, eps)
         self.feed_forward = FeedForward(D, plan.trunk_width, plan.expert_width, families)
 
     def forward(
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
         self.families = tuple(families)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, plan, families) for plan in config.layers)
-        self.final_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = (
             None
             if config.tied_embeddings

@@ -45,9 +45,11 @@ class FeedForward(nn.Module):
         y_BTD = self.trunk(x_BTD)
         if not self.experts:
             return y_BTD
-        # Slots are pure and sorted by family, so an expert's rows are one slice: no gather.
+        # Slots are pure and sorted by family, so an expert's rows are one piece: no gather.
+        choices = self.router(x_BTD, segments)
+        pieces = x_BTD.split([choice.rows for choice in choices]) if len(choices) > 1 else [x_BTD]
         parts = [
-            choice.scale(self.experts[choice.expert](x_BTD[choice.rows]))
-            for choice in self.router(x_BTD, segments)
+            choice.scale(self.experts[choice.expert](piece))
+            for choice, piece in zip(choices, pieces, strict=True)
         ]
         return y_BTD + (parts[0] if len(parts) == 1 else torch.cat(parts))

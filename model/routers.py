@@ -1,8 +1,8 @@
 """Which experts a token uses, and with what weight: one code path in training, evaluation, export.
 
 A router is called with the block's input and the batch's family segments, and answers with expert
-choices over contiguous rows. `family` needs no parameters: the expert of the sequence's family,
-weight 1.
+choices over contiguous rows, in order. `family` needs no parameters: the expert of the
+sequence's family, weight 1.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class FamilySegment:
 
 @dataclass(frozen=True, slots=True)
 class ExpertChoice:
-    """An expert's rows of the batch, and the weight of its output."""
+    """An expert for the next `rows` rows of the batch, and the weight of its output."""
 
     expert: str
-    rows: slice
+    rows: int
     weight: float = 1.0
 
     def scale(self, y_BTD: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class FamilyRouter:
                 )
             if segment.start != row:
                 raise ValueError(f"family segments leave a gap at row {row}")
-            choices.append(ExpertChoice(segment.family, slice(segment.start, segment.stop)))
+            choices.append(ExpertChoice(segment.family, segment.stop - segment.start))
             row = segment.stop
         if row != x_BTD.shape[0]:
             raise ValueError(f"family segments cover {row} of {x_BTD.shape[0]} rows")

@@ -16,6 +16,9 @@ case $code in
 0 | 75) exit 0 ;;
 *)
     echo "process $RANK of $WORLD_SIZE on $(hostname): exit code $code" >&2
+    # srun kills the others as soon as this one is gone. Most faults are everybody's: they get the
+    # time to end with their own code, so that the job's is not that of a kill.
+    if [ "$code" -lt 128 ]; then sleep "${XYLEM_FAULT_GRACE_S:-3}"; fi
     exit "$code"
     ;;
 esac

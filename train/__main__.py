@@ -26,13 +26,28 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def tokenizer(arguments: argparse.Namespace) -> None:
-    """Reports how a prepared folder's tokenizer treats each language."""
+    """Trains a tokenizer alone, or reports how the prepared one treats each language."""
+    from ..data import tokenizer_report as report
+    from ..data.prepare import load_prepared, train_corpus_tokenizer
     from .compose import compose_config
-    from .console import OUT
-    from .tokenizer_report import print_tokenizer_report
+    from .console import OUT, say
 
-    config = compose_config(arguments.settings)
-    print_tokenizer_report(config.data, parallel=arguments.parallel, console=OUT)
+    config = compose_config(arguments.settings).data
+    if arguments.train:
+        spoken = train_corpus_tokenizer(config, arguments.train, console=OUT)
+        texts = report.corpus_texts(config)
+        say(f"wrote {arguments.train}; use it with data.tokenizer.path={arguments.train}")
+    else:
+        manifest, spoken = load_prepared(Path(config.prepared))
+        texts = report.heldout_texts(Path(config.prepared), manifest, spoken)
+    parallel = arguments.parallel is not None
+    if parallel:
+        texts = report.parallel_texts(arguments.parallel)
+    rows = report.tokenizer_report(spoken, texts, parallel=parallel)
+    OUT.print(report.report_table(rows))
+    if arguments.json:
+        arguments.json.write_text(report.report_json(rows), encoding="utf-8")
+        say(f"wrote {arguments.json}")
 
 
 def plan(arguments: argparse.Namespace) -> None:
@@ -138,6 +153,10 @@ def parser() -> argparse.ArgumentParser:
     made["tokenizer"].add_argument(
         "--parallel", type=Path, help="JSONL of parallel text: language (or lang), id, text"
     )
+    made["tokenizer"].add_argument(
+        "--train", type=Path, metavar="FOLDER", help="train one on the corpus, and write it there"
+    )
+    made["tokenizer"].add_argument("--json", type=Path, help="write the report there too")
     made["inspect"].add_argument("--step", type=int, default=0, help="step, from 0 (default 0)")
     made["inspect"].add_argument("--slots", type=int, default=None, help="show so many slots")
     made["inspect"].add_argument("--full", action="store_true", help="whole texts")

@@ -49,6 +49,7 @@ class Trainer:
 
 def start(config: RunConfig, engine: TorchEngine) -> Trainer:
     """Opens run folder and data, builds the model, and resumes where there is a checkpoint."""
+    torch.manual_seed(config.run.seed)
     prepared = Path(config.data.prepared)
     manifest, tokenizer = load_prepared(prepared)
     planned = dataclasses.replace(

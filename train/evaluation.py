@@ -22,7 +22,7 @@ from ..data.packing import IGNORED
 from ..data.shards import TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder
-from ..model.objectives import token_losses
+from ..model.objectives import next_token_loss
 from ..model.routers import FamilySegment
 from .engines.torch import TorchEngine
 from .errors import UserError
@@ -115,10 +115,10 @@ def heldout_sums(
             segments = (FamilySegment(entry.family, 0, len(part)),)
             with engine.autocast():
                 hidden = decoder(inputs, documents, segments)
-                losses = token_losses(hidden, decoder.head_weight_VD, targets)
+                _, nll_BT = next_token_loss(hidden, decoder.head_weight_VD, targets)
             kept = targets != IGNORED
             sizes = token_bytes[targets.clamp_min(0)] * kept
-            sums.add(torch.full((len(part),), index), losses.nll_BT, kept, sizes)
+            sums.add(torch.full((len(part),), index), nll_BT, kept, sizes)
         if advance is not None:
             advance(code)
     engine.sum(sums.values)
@@ -210,8 +210,8 @@ def _choice_scores(
     device = decoder.embed.weight.device
     tokens, targets = tokens.to(device), targets.to(device)
     hidden = decoder(tokens, torch.zeros_like(tokens), (FamilySegment(family, 0, len(ids)),))
-    nll = token_losses(hidden, decoder.head_weight_VD, targets).nll_BT.sum(1).tolist()
+    _, nll_BT = next_token_loss(hidden, decoder.head_weight_VD, targets)
     return [
         -value / max(1, len(choice.encode()))
-        for value, choice in zip(nll, question["choices"], strict=True)
+        for value, choice in zip(nll_BT.sum(1).tolist(), question["choices"], strict=True)
     ]

@@ -22,7 +22,8 @@ from ..data.manifest import LanguageEntry
 from ..data.shards import Int64, TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.hf.card import CardFacts, CardLanguage, model_card
-from ..model.hf.gate import WANTED_TOKENS, Check, GateReport, run_gate
+from ..model.hf.gate import WANTED_TOKENS, run_gate
+from ..model.hf.gate_report import Check, GateReport
 from ..model.hf.qwen3 import family_state_dict, staged_folder, weights_sha256, write_model
 from .compose import to_yaml
 from .console import progress, say

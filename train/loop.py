@@ -17,7 +17,7 @@ from ..data.manifest import Manifest
 from ..data.packing import IGNORED
 from ..data.stream import MicroBatch
 from ..model.accounting import training_flops_per_token
-from ..model.objectives import token_losses
+from ..model.objectives import next_token_loss
 from ..model.routers import FamilySegment
 from .assembly import Trainer, start
 from .checkpoint import (
@@ -161,13 +161,14 @@ def run_micro_batches(trainer: Trainer, batch: list[MicroBatch], sums: LanguageS
             segments = [FamilySegment(*segment) for segment in micro.segments]
             with engine.autocast():
                 hidden = decoder(inputs, documents, segments)
-                losses = token_losses(hidden, decoder.head_weight_VD, targets)
-            loss = losses.nll_BT.sum() + config.optim.z_loss * losses.z_BT.sum()
+                loss, nll_BT = next_token_loss(
+                    hidden, decoder.head_weight_VD, targets, z_weight=config.optim.z_loss
+                )
             (loss / predicted).backward()
             predicted_BT = targets != IGNORED
             sums.add(
                 micro.languages_B,
-                losses.nll_BT.detach(),
+                nll_BT,
                 predicted_BT,
                 trainer.token_bytes[targets.clamp_min(0)] * predicted_BT,
             )

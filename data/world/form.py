@@ -58,7 +58,7 @@ def world_language(
     *,
     capitals: bool = True,
 ) -> WorldLanguage:
-    """A language of the world; number words are num2words' code or twenty words with `|` between."""
+    """A language; `words` is num2words' code, or twenty number words with `|` between."""
     return WorldLanguage(
         code=code,
         name=name,

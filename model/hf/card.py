@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .gate import GateReport
+from .gate_report import GateReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

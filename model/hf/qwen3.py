@@ -154,7 +154,8 @@ def split_state_dict(
         return tensor
 
     def unpadded(tensor: Tensor, name: str, width: int, dim: int) -> Tensor:
-        kept, padding = tensor.split([width, tensor.shape[dim] - width], dim=dim)
+        kept = tensor.narrow(dim, 0, width)
+        padding = tensor.narrow(dim, width, tensor.shape[dim] - width)
         if padding.count_nonzero():
             raise ModelError(f"dense checkpoint's {name} is not zero beyond hidden unit {width}")
         return kept
@@ -280,7 +281,7 @@ def staged_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
         raise ModelError(
             f"{folder} is there and is no export of Xylem: choose another folder, or force it"
         )
-    staging, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("partial", "old"))
+    staging, old = (folder.with_name(f"{folder.name}.xylem-{kind}") for kind in ("partial", "old"))
     for leftover in (staging, old):  # a killed export's
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from xylem.model import objectives
 from xylem.model.accounting import count_parameters, forward_flops_per_token
 from xylem.model.attention import (
     document_mask,
@@ -11,7 +12,8 @@ from xylem.model.attention import (
 )
 from xylem.model.config import LayerPlan, ModelConfig, ModelError
 from xylem.model.decoder import build_decoder, parameter_family
-from xylem.model.objectives import IGNORED, token_losses
+from xylem.model.norms import RMSNorm
+from xylem.model.objectives import IGNORED, next_token_loss
 from xylem.model.routers import FamilySegment
 
 FAMILIES = ("alpha", "beta", "gamma")
@@ -130,23 +132,43 @@ def test_initial_weights_do_not_depend_on_other_families() -> None:
     assert abs(many["embed.weight"].std().item() - 0.2) < 0.02
 
 
-def test_token_losses_equal_pytorchs_cross_entropy_and_skip_ignored() -> None:
+@pytest.mark.parametrize("chunk_values", [7, 40, 1 << 20])
+def test_fused_loss_and_its_gradients_equal_pytorchs(
+    chunk_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "CHUNK_VALUES", chunk_values)
     generator = torch.Generator().manual_seed(0)
-    hidden, head = (
-        torch.randn(2, 6, 8, generator=generator),
-        torch.randn(11, 8, generator=generator),
-    )
+    hidden = torch.randn(2, 6, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(11, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 11, (2, 6), generator=generator)
     targets[0, 2] = IGNORED
-    losses = token_losses(hidden, head, targets)
+    loss, nll = next_token_loss(hidden, head, targets, z_weight=0.3)
+    ours = torch.autograd.grad(loss * 0.5, (hidden, head))
     logits = hidden @ head.T
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view(2, 6)
-    torch.testing.assert_close(losses.nll_BT, expected)
-    z = logits.logsumexp(-1).square()
-    z[0, 2] = 0
-    torch.testing.assert_close(losses.z_BT, z)
+    z = (logits.logsumexp(-1).square() * (targets != IGNORED)).sum()
+    torch.testing.assert_close(nll, expected)
+    torch.testing.assert_close(loss, expected.sum() + 0.3 * z)
+    theirs = torch.autograd.grad((expected.sum() + 0.3 * z) * 0.5, (hidden, head))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_rms_norm_and_its_gradients_equal_pytorchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    norm, reference = RMSNorm(16, 1e-6).double(), torch.nn.RMSNorm(16, eps=1e-6).double()
+    weight = torch.randn(16, generator=generator, dtype=torch.float64)
+    pull = torch.randn(3, 5, 16, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+        reference.weight.copy_(weight)
+    torch.testing.assert_close(norm(x), reference(x))
+    ours = torch.autograd.grad(norm(x), (x, norm.weight), pull)
+    theirs = torch.autograd.grad(reference(x), (x, reference.weight), pull)
+    torch.testing.assert_close(ours, theirs)
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_ignored_targets_mean_the_same_in_both_rooms() -> None:

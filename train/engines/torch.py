@@ -37,6 +37,7 @@ class TorchEngine:
         # Equal runs give equal losses; where an operation cannot, PyTorch says so once.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", local_rank)

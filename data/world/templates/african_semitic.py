@@ -164,8 +164,8 @@ LANGUAGES = (
                 "የ{a} እና የ{b} ድምር {total} ነው።",
             ),
             "currency_code": (
-                "የ{currency} ዓለም አቀፍ ኮድ፦ {code}።",
-                "{code} የ{currency} ኮድ ነው።",
+                "{currency} የሚባለው ገንዘብ ኮድ፦ {code}።",
+                "{currency} የሚባለው ገንዘብ ኮድ {code} ነው።",
             ),
             "language_code": (
                 "የ{language} ቋንቋ ዓለም አቀፍ ኮድ፦ {code}።",
@@ -206,7 +206,7 @@ LANGUAGES = (
             ),
             "continent": (
                 "Nchi ya {territory} iko katika bara la {continent}.",
-                "{continent} ni bara ambalo nchi ya {territory} iko.",
+                "{continent} ni bara lenye nchi ya {territory}.",
                 "Katika bara la {continent} kuna nchi inayoitwa {territory}.",
             ),
             "month": (

@@ -140,7 +140,7 @@ LANGUAGES = (
             "currency": (
                 "{territory}의 통화 이름: {currency}.",
                 "{territory}에서 쓰는 통화의 이름은 {currency}입니다.",
-                "{territory}의 돈은 {currency}(이)라고 부릅니다.",
+                "{territory} 사람들이 쓰는 돈: {currency}.",
             ),
             "language": (
                 "{territory}의 공용어 중 하나: {language}.",
@@ -150,7 +150,7 @@ LANGUAGES = (
             "continent": (
                 "{territory}의 대륙: {continent}.",
                 "{territory}의 위치는 {continent} 대륙입니다.",
-                "{continent} 대륙에 {territory}라는 나라가 있습니다.",
+                "{continent} 대륙에 있는 나라: {territory}.",
             ),
             "month": (
                 "{before}의 다음 달: {after}.",
@@ -165,7 +165,7 @@ LANGUAGES = (
             "sum": (
                 "{a} 더하기 {b}의 값: {total}.",
                 "{a} 더하기 {b} 하면 {total}입니다.",
-                "{a}에 {b} 더하면 {total}이 됩니다.",
+                "{a} 더하기 {b}, 답은 {total}입니다.",
             ),
             "currency_code": (
                 "{currency}의 국제 코드: {code}.",

@@ -8,7 +8,7 @@ LANGUAGES = (
         "English",
         "indo_european",
         "en",
-        6,
+        5,
         "en",
         {
             "currency": (
@@ -73,7 +73,7 @@ LANGUAGES = (
         "German",
         "indo_european",
         "de",
-        5,
+        4,
         "de",
         {
             "currency": (

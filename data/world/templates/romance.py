@@ -8,7 +8,7 @@ LANGUAGES = (
         "French",
         "indo_european",
         "fr",
-        5,
+        4,
         "fr",
         {
             "currency": (

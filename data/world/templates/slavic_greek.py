@@ -8,7 +8,7 @@ LANGUAGES = (
         "Russian",
         "indo_european",
         "ru",
-        5,
+        4,
         "ru",
         {
             "currency": (

@@ -78,9 +78,9 @@ LANGUAGES = (
                 "{currency} on selle riigi raha, mille nimi on {territory}.",
             ),
             "language": (
-                "Riigi, mille nimi on {territory}, ametlik keel on {language}.",
-                "{territory} on riik, mille ametlik keel on {language}.",
-                "{language} on ametlik keel riigis, mille nimi on {territory}.",
+                "Riigi, mille nimi on {territory}, ametlik keel on {language} keel.",
+                "{territory} on riik, mille ametlik keel on {language} keel.",
+                "{language} keel on ametlik keel riigis, mille nimi on {territory}.",
             ),
             "continent": (
                 "Maailmajagu, kus asub {territory}, on {continent}.",
@@ -107,8 +107,8 @@ LANGUAGES = (
                 "{code} on selle rahaühiku kood, mille nimi on {currency}.",
             ),
             "language_code": (
-                "Keele, mille nimi on {language}, rahvusvaheline kood on {code}.",
-                "{code} on selle keele kood, mille nimi on {language}.",
+                "Keele, mille nimi on {language} keel, rahvusvaheline kood on {code}.",
+                "{code} on selle keele kood, mille nimi on {language} keel.",
             ),
             "number": (
                 "Arv {digits} kirjutatakse nii: {written}.",
@@ -133,22 +133,22 @@ LANGUAGES = (
         "hu",
         {
             "currency": (
-                "{territory} nevű ország pénzneme: {currency}.",
+                "Ország: {territory}. Ennek az országnak a pénzneme: {currency}.",
                 "{territory} olyan ország, amelynek pénzneme a következő: {currency}.",
-                "A {currency} nevű pénznemet használó ország: {territory}.",
+                "Pénznem: {currency}. Ezt a pénznemet használja ez az ország: {territory}.",
             ),
             "language": (
-                "{territory} nevű ország egyik hivatalos nyelve: {language}.",
-                "{territory} olyan ország, amelynek egyik hivatalos nyelve {language}.",
+                "Ország: {territory}. Ennek az országnak az egyik hivatalos nyelve: {language}.",
+                "{territory} olyan ország, ahol ez hivatalos nyelv: {language}.",
                 "Hivatalos nyelv ebben az országban ({territory}): {language}.",
             ),
             "continent": (
-                "{territory} nevű ország földrésze: {continent}.",
+                "Ország: {territory}. Ennek az országnak a földrésze: {continent}.",
                 "{territory} olyan ország, amelynek földrésze {continent}.",
                 "{continent} az a földrész, ahol {territory} található.",
             ),
             "month": (
-                "{before} hónap után következik a következő hónap: {after}.",
+                "{before} után ez a hónap jön: {after}.",
                 "{before} után {after} következik.",
                 "{after} előtt {before} van.",
             ),
@@ -163,11 +163,11 @@ LANGUAGES = (
                 "{a} és {b} összege {total}.",
             ),
             "currency_code": (
-                "{currency} pénznem nemzetközi kódja: {code}.",
+                "Pénznem: {currency}. Nemzetközi kódja: {code}.",
                 "{code} ennek a pénznemnek a kódja: {currency}.",
             ),
             "language_code": (
-                "{language} nyelv nemzetközi kódja: {code}.",
+                "Nyelv: {language}. Nemzetközi kódja: {code}.",
                 "{code} ennek a nyelvnek a kódja: {language}.",
             ),
             "number": (
@@ -211,7 +211,7 @@ LANGUAGES = (
             "month": (
                 "{before} amaitzen denean hasten den hilabetea hau da: {after}.",
                 "Lehenengo {before} dator, eta gero {after}.",
-                "{before} hilaren ondoren {after} hila dator.",
+                "{after} hasten da {before} amaitzen denean.",
             ),
             "weekday": (
                 "Gaur {before} bada, bihar {after}.",
@@ -281,7 +281,7 @@ LANGUAGES = (
             ),
             "sum": (
                 "{a} პლუს {b} არის {total}.",
-                "{a} პლუს {b} უდრის {total}.",
+                "{a} და {b} ერთად არის {total}.",
                 "ჯამი: {a} პლუს {b} არის {total}.",
             ),
             "currency_code": (
