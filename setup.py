@@ -65,7 +65,11 @@ if __name__ == "__main__":
         package_dir={"xylem": "."},
         packages=["xylem"]
         + ["xylem." + p for p in find_packages(include=ROOMS + [f"{room}.*" for room in ROOMS])],
-        package_data={"xylem": ["py.typed"], "xylem.configs": ["*.yaml", "**/*.yaml"]},
+        package_data={
+            "xylem": ["py.typed"],
+            "xylem.configs": ["*.yaml", "**/*.yaml"],
+            "xylem.train": ["*.html"],
+        },
         install_requires=CORE,
         extras_require=EXTRAS,
         entry_points={"console_scripts": ["xylem = xylem.train.__main__:main"]},

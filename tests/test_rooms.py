@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "scripts": {"scripts", "train", "model", "data", "configs"},
 }
 SPEAK_RELATIVELY = {"data", "model", "train", "configs"}
+IMPORTING_CALLS = {"importlib.import_module", "import_module", "__import__"}
 LONGEST = 500
 VAGUE = {"util", "utils", "helper", "helpers", "misc", "common", "base", "manager"}
 
@@ -55,9 +56,10 @@ def imports(root: Path, file: Path) -> Iterator[tuple[int, str, bool]]:
                 origin = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield node.lineno, f"{origin}.{alias.name}", bool(node.level)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if ast.unparse(node.func).endswith(("import_module", "__import__")):
-                yield node.lineno, str(node.args[0].value), False
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in IMPORTING_CALLS:
+            for argument in node.args[:1]:
+                if isinstance(argument, ast.Constant):
+                    yield node.lineno, str(argument.value), False
 
 
 def wrong_imports(root: Path) -> list[str]:

@@ -28,6 +28,7 @@ from ..model.accounting import ParameterCounts, count_parameters
 from .checkpoint import RunState, latest_checkpoint, read_state
 from .compose import from_yaml
 from .config import RunConfig
+from .console import ERR
 from .errors import UserError
 from .metrics import LN2, read_metrics
 from .report_charts import draw_charts, numbers, smoothing_window
@@ -85,7 +86,7 @@ def write_report(run: Path) -> Path:
     )
     environment.filters |= {
         "count": _count, "fixed": _fixed, "percent": _percent, "duration": _duration,
-        "plural": _plural, "bcp47": lambda code: str(code).replace("_", "-"),
+        "plural": _plural, "when": _when, "bcp47": lambda code: str(code).replace("_", "-"),
     }  # fmt: skip
     template = resources.files(__package__).joinpath("report_template.html")
     page = environment.from_string(template.read_text(encoding="utf-8")).render(_gather(run))
@@ -197,7 +198,8 @@ def _parameters(
 def _names(code: str) -> tuple[str, str]:
     """(English name, endonym) of a language; its code where the names are not to be had."""
     try:
-        found = language(code)
+        with ERR.status("names of languages"):  # the first takes seconds
+            found = language(code)
     except Exception:  # a report without names is better than none
         return code, ""
     return found.name, found.endonym if found.endonym != found.name else ""
@@ -412,7 +414,7 @@ def _count(value: float | None) -> str:
         return "–"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+            return f"{value / (1e3 if unit == 'k' else size):.3g}\u00a0{unit}"
     return f"{value:,.0f}"
 
 
@@ -431,6 +433,10 @@ def _duration(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def _when(value: object) -> str:
+    return str(value).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _plural(count: int, word: str, words: str = "") -> str:

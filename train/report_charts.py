@@ -44,8 +44,14 @@ CURVES: dict[str, dict[str, Any]] = {
     "heldout": {"color": "#050505", "linewidth": 0.9, "marker": "o", "markersize": 2.6},
 }
 """How each kind of curve looks."""
-MARGINS = (0.42, 0.2, 0.1, 0.08)
+LARGE, SMALL = (4.6, 2.3), (2.1, 1.35)
+"""Width and height of charts, inches; the page scales them."""
+MARGINS = {LARGE: (0.42, 0.2, 0.1, 0.08), SMALL: (0.24, 0.18, 0.08, 0.06)}
 """Room for a chart's labels, inches: left, bottom, right, top."""
+MARKED = 25
+"""A held-out curve of more points is drawn without dots."""
+BEGINNING = 0.1
+"""This part of the steps may leave the frame of small charts, or it would flatten the rest."""
 POINTS = 300
 """A curve has at most so many, the lowest and the highest of each stretch."""
 SMOOTHING = 40
@@ -149,10 +155,10 @@ def draw_charts(
     drawn: dict[str, Any] = {"families": [], "languages": []}
     with progress("charts of the report", len(plain) + len(small)) as (bar, task):
         for key, title, curves, style, scale in plain:
-            drawn[key] = (title, _svg(key, curves, style, (4.6, 2.3), scale=scale))
+            drawn[key] = (title, _svg(key, curves, style, LARGE, scale=scale))
             bar.advance(task)
         for part, name, curves in small:
-            drawing = _svg(f"{part}/{name}", curves, compact, (2.7, 1.7), limits=limits)
+            drawing = _svg(f"{part}/{name}", curves, compact, SMALL, limits=limits)
             drawn[part].append((name, drawing))
             bar.advance(task)
     return drawn
@@ -169,11 +175,18 @@ def _pooled(row: Row, family_of: Mapping[str, str]) -> dict[str, dict[str, float
 
 
 def _shared_limits(curves: Sequence[Curve]) -> tuple[float, float] | None:
-    values = [v for kind, _, points in curves if kind in ("smooth", "heldout") for v in points]
+    last = max((steps[-1] for _, steps, _ in curves if steps), default=0.0)
+    values = [
+        value
+        for kind, steps, points in curves
+        for step, value in zip(steps, points, strict=True)
+        if kind in ("smooth", "heldout") and step > BEGINNING * last
+    ]
     if not values:
         return None
     low, high = min(values), max(values)
-    return low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    room = 0.08 * (high - low or 1)
+    return low - room, high + room
 
 
 def _svg(
@@ -192,7 +205,7 @@ def _svg(
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 8}
     with rc_context(settings):
         width, height = inches
-        left, bottom, right, top = MARGINS
+        left, bottom, right, top = MARGINS[inches]
         figure = Figure(figsize=inches)
         # A layout engine would take two thirds of the time; the labels are all of a kind.
         axes = figure.add_axes((
@@ -200,19 +213,20 @@ def _svg(
             1 - (left + right) / width, 1 - (bottom + top) / height,
         ))  # fmt: skip
         for kind, steps, values in curves:
-            axes.plot(*_thin(steps, values), **CURVES[kind])
+            marks = {"markersize": 0} if len(values) > MARKED and kind == "heldout" else {}
+            axes.plot(*_thin(steps, values), **CURVES[kind] | marks)
         drawn = [value for _, _, values in curves for value in values]
         if scale == "log" and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
             axes.yaxis.set_minor_locator(NullLocator())
         else:
-            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         if limits:
             axes.set_ylim(*limits)
         elif scale == "zero":
             axes.set_ylim(0, 1.08 * max(drawn) or 1)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_formatter(style)
         axes.tick_params(length=0, labelcolor="#020202")

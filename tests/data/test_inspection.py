@@ -43,7 +43,7 @@ T = 48
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     sample = {code: [t.replace("𓀀", "") for t in texts] for code, texts in TEXTS.items()}
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    return train_tokenizer(sample, TokenizerConfig(vocab_size=420), folder, threads=1)
+    return train_tokenizer(sample, TokenizerConfig(vocab_size=420), folder)
 
 
 @pytest.fixture(scope="module")

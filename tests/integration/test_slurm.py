@@ -218,16 +218,19 @@ def test_a_job_requeues_itself_no_more_often_than_allowed(cluster: Cluster) -> N
     assert "restarted XYLEM_MAX_RESTARTS=0 times" in cluster.log(job)
 
 
-def test_a_job_without_progress_is_not_requeued(cluster: Cluster) -> None:
-    job = cluster.submit("run.name=stuck", "run.steps=100000")
+def test_a_job_without_progress_is_not_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    """Signalled during the node check, it has no time to begin, and would have none again."""
+    slow = tmp_path / "df"
+    slow.write_text(f'#!/bin/sh\nsleep 3\nexec {shutil.which("df")} "$@"\n')
+    slow.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    job = cluster.submit("run.name=stuck", "run.steps=100000", PATH=path)
     cluster.wait(job, lambda: "rendezvous" in cluster.log(job), "the node check")
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     record = cluster.wait_for_end(job)
     log = cluster.log(job)
-    # Signalled during the node check, it never starts; a moment later, its first step is saved.
-    if record["ExitCode"] == "1:0":
-        assert "no checkpoint was added since the start (newest none)" in log
-        assert record["Restarts"] == "0"
+    assert (record["ExitCode"], record["Restarts"]) == ("1:0", "0"), log
+    assert "no checkpoint was added since the start (newest none)" in log
 
 
 def test_a_mistake_ends_with_2_before_the_nodes_are_used(cluster: Cluster) -> None:

@@ -1,0 +1,195 @@
+"""Checkpoints: whole or not there, verified on load, families in files of their own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from xylem.data.ledger import Ledger, temperature_entry
+from xylem.model.config import LayerPlan, ModelConfig
+from xylem.model.decoder import Decoder, build_decoder, parameter_family
+from xylem.model.routers import FamilySegment
+from xylem.train import checkpoint as checkpoints
+from xylem.train.checkpoint import (
+    CheckpointWriter,
+    DamagedCheckpoint,
+    RunState,
+    latest_checkpoint,
+    load_optimizers,
+    load_weights,
+    read_state,
+)
+from xylem.train.errors import UserError
+from xylem.train.optimizer import OptimConfig, Optimizers
+
+
+def model(width: int = 24, families: tuple[str, ...] = ("alpha", "beta"), seed: int = 0) -> Decoder:
+    config = ModelConfig(
+        vocab_size=50,
+        hidden_size=16,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        layer_plan=(LayerPlan(trunk_width=width, expert_width=8),),
+    )
+    return build_decoder(config, families, seed=seed)
+
+
+def stepped(decoder: Decoder) -> Optimizers:
+    optimizers = Optimizers(decoder, OptimConfig(), 10)
+    tokens = torch.arange(20).view(2, 10)
+    decoder.logits(
+        tokens, torch.zeros_like(tokens), (FamilySegment("alpha", 0, 2),)
+    ).square().mean().backward()
+    optimizers.step(0)
+    return optimizers
+
+
+def state(step: int) -> RunState:
+    entry = temperature_entry(
+        {"alpha": {"a": 5}, "beta": {"b": 7}},
+        slots=2,
+        family_temperature=1.0,
+        language_temperature=1.0,
+        manifest_hash="m",
+    )
+    ledger = Ledger(seed=0, sequence_length=4, slot_sequences=1, entries=(entry,))
+    return RunState(
+        step=step,
+        ledger=ledger,
+        stream={"step": step},
+        order_fingerprint="f",
+        tokens_seen=8 * step,
+        seconds=1.5,
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    writer = CheckpointWriter(tmp_path, keep=2, keep_every=0)
+    decoder = model()
+    writer.save(decoder, stepped(decoder), state(5))
+    writer.close()
+    folder = latest_checkpoint(tmp_path)
+    assert folder is not None
+    return folder
+
+
+def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
+    trained = model()
+    optimizers = stepped(trained)
+    fresh = model(seed=1)
+    load_weights(saved, fresh)
+    for (name, ours), theirs in zip(trained.named_parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    other = Optimizers(fresh, OptimConfig(), 10)
+    load_optimizers(saved, fresh, other)
+    ours_state = {(n, k): v for n, k, v in optimizers.state()}
+    theirs_state = {(n, k): v for n, k, v in other.state()}
+    assert ours_state.keys() == theirs_state.keys()
+    assert all(torch.equal(v, theirs_state[key]) for key, v in ours_state.items())
+    assert read_state(saved) == state(5)
+
+
+def test_a_family_has_files_of_its_own(saved: Path) -> None:
+    names = {path.name for path in saved.glob("*.safetensors")}
+    assert names == {
+        "trunk.safetensors",
+        "family-alpha.safetensors",
+        "family-beta.safetensors",
+        "optimizer-trunk.safetensors",
+        "optimizer-family-alpha.safetensors",  # beta was never stepped, so it has no state
+        "rng.safetensors",
+    }
+    for name in ("alpha", "beta"):
+        for key in checkpoints.read_tensors(saved / f"family-{name}.safetensors"):
+            assert parameter_family(key) == name
+
+
+def test_a_family_can_be_taken_out_without_touching_another_byte(saved: Path) -> None:
+    before = {p.name: p.read_bytes() for p in saved.iterdir() if "alpha" not in p.name}
+    for path in list(saved.glob("*family-alpha*")):
+        path.unlink()
+    load_weights(saved, model(families=("beta",)))
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("file", ["trunk.safetensors", "family-beta.safetensors", "state.json"])
+def test_a_flipped_bit_is_found(saved: Path, file: str) -> None:
+    content = bytearray((saved / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (saved / file).write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match=rf"{file} is not what was written"):
+        read_state(saved)
+        load_weights(saved, model())
+
+
+def test_a_truncated_or_missing_file_is_found(saved: Path) -> None:
+    trunk = saved / "trunk.safetensors"
+    trunk.write_bytes(trunk.read_bytes()[:-1])
+    with pytest.raises(DamagedCheckpoint, match="trunk.safetensors is not what was written"):
+        load_weights(saved, model())
+    trunk.unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"trunk.safetensors or its .sha256 is missing"):
+        load_weights(saved, model())
+
+
+def test_a_checkpoint_of_another_model_names_the_differences(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"another model \(2 differences\): .*trunk.gate_up"):
+        load_weights(saved, model(width=32))
+
+
+def test_another_format_is_refused(saved: Path) -> None:
+    path = saved / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    checkpoints._seal(path)
+    with pytest.raises(UserError, match="another checkpoint format"):
+        read_state(saved)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CheckpointWriter(tmp_path, keep=2, keep_every=0)
+    decoder = model()
+    optimizers = stepped(decoder)
+    writer.save(decoder, optimizers, state(5))
+    writer.wait()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    writer.save(decoder, optimizers, state(6))
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-5"
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-5"]
+
+
+def test_a_killed_writers_leftovers_are_removed_and_never_loaded(tmp_path: Path) -> None:
+    leftover = tmp_path / "checkpoints" / "step-7.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "trunk.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(tmp_path) is None
+    CheckpointWriter(tmp_path, keep=2, keep_every=0).close()
+    assert not leftover.exists()
+
+
+def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, keep=2, keep_every=4)
+    decoder = model()
+    optimizers = stepped(decoder)
+    for step in range(1, 8):
+        writer.save(decoder, optimizers, state(step))
+    writer.close()
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == ["step-4", "step-6", "step-7"]
+
+
+def test_a_latest_that_names_nothing_is_an_error_not_a_new_start(saved: Path) -> None:
+    shutil.rmtree(saved)
+    with pytest.raises(DamagedCheckpoint, match="names step-5, which does not exist"):
+        latest_checkpoint(saved.parent.parent)
