@@ -1,4 +1,4 @@
-"""Every setting of the data room. Read next: `prepare.py` (text to shards), `stream.py` (to batches)."""
+"""Every setting of the data room. Read next: `prepare.py` (text to shards), `stream.py`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,7 +9,7 @@ class FamilyConfig:
     """Which languages share experts."""
 
     map: Literal["genealogical", "random", "single"] = "genealogical"
-    """By genealogy, a seeded random map with the genealogical group sizes (control arm), or one family."""
+    """By genealogy; a random map of the same group sizes (control arm); or one family."""
     split: tuple[str, ...] = ("indo_european",)
     """Top-level families that are split into their branches (germanic, italic, ...)."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class DataConfig:
     """From a folder of text to the global batch of a step."""
 
     corpus: str
-    """Folder of raw text: one file or folder a language, named by its code (`swh_Latn.jsonl.gz`)."""
+    """Folder of raw text: a file or folder a language, named by its code (`swh_Latn.jsonl.gz`)."""
     prepared: str
     """Folder that `xylem prepare` writes: tokenizer, shards, manifest."""
     languages: tuple[str, ...] = ()
@@ -51,13 +51,13 @@ class DataConfig:
     text_field: str = "text"
     """Field (JSONL) or column (parquet) of the text."""
     id_field: str = "id"
-    """Field or column of the document id; a missing one is replaced by file name and line number."""
+    """Field or column of the document id; a missing one becomes file name and line number."""
     on_bad_line: Literal["error", "skip"] = "error"
     """What a malformed line does: stop with its place, or be counted and left out."""
     heldout_share: float = 0.02
-    """Share of document ids kept for evaluation; equal ids in two languages fall on the same side."""
+    """Share of document ids kept for evaluation; equal ids fall on the same side everywhere."""
     heldout_documents: int = 64
-    """At most so many a language are written for evaluation; the rest of the held-out share is left unused."""
+    """At most so many a language are written for evaluation; the others are left unused."""
     shard_tokens: int = 4_000_000
     """Tokens after which a new shard is begun."""
     sequence_length: int = 512

@@ -132,11 +132,13 @@ def run_lm_eval(
     """Runs `lm_eval --model hf` on the tasks of a folder, offline, and returns its results by task.
 
     Raises:
-        UserError: lm_eval is not installed.
+        UserError: lm_eval is not installed, or cannot take the model's path.
         LmEvalFailure: it ended with an error.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm_eval is not installed: pip install 'xylem[test]'")
+    if "," in str(model.resolve()):
+        raise UserError(f"{model}: lm_eval cuts its arguments at commas: use a path without one")
     before = set(out.rglob("results_*.json"))
     command = [sys.executable, "-m", "lm_eval", "--model", "hf"]
     command += ["--model_args", f"pretrained={model.resolve()},dtype=float32"]

@@ -366,7 +366,7 @@ def _native_bf16(decoder: Decoder, family: str) -> Decoder:
     """The decoder in bf16, with this family only, and norms that round where Qwen3's do.
 
     With PyTorch's norm, the ratio of noises measures transformers' norm (1.04-1.15 seen), not the
-    export; with the same rounding it is 1 within three percent.
+    export; with the same rounding it is 1 within its standard error.
     """
     with torch.device("meta"):
         native = Decoder(decoder.config, [family])
