@@ -43,5 +43,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] to [..., size]."""
-        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        normed: Tensor = _RMSNorm.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.eps
+        )
         return normed

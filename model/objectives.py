@@ -89,7 +89,7 @@ def next_token_loss(
     Returns:
         (the loss to differentiate, scalar; nll_BT, nats, zero where ignored, no gradient).
     """
-    loss, nll_N = _LinearCrossEntropy.apply(
+    loss, nll_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_BTD.flatten(0, 1), head_weight_VD, targets_BT.flatten(), z_weight
     )
     return loss, nll_N.view_as(targets_BT)

@@ -94,6 +94,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     from ..data.inspection import inspect_step, print_step
     from ..data.prepare import load_prepared
     from ..data.stream import Stream, first_ledger
+    from .checkpoint import latest_checkpoint, read_state
     from .compose import compose_config
     from .console import OUT
     from .run_folder import read_config
@@ -103,7 +104,9 @@ def inspect(arguments: argparse.Namespace) -> None:
     config = read_config(Path(first)) if is_run else compose_config(arguments.settings)
     prepared = Path(config.data.prepared)
     manifest, spoken = load_prepared(prepared)
-    stream = Stream(prepared, manifest, first_ledger(config.data, manifest))
+    checkpoint = latest_checkpoint(Path(first)) if is_run else None
+    mixture = read_state(checkpoint).ledger if checkpoint else first_ledger(config.data, manifest)
+    stream = Stream(prepared, manifest, mixture)
     shown = inspect_step(stream, spoken, arguments.step, slots=arguments.slots)
     print_step(OUT, shown, full=arguments.full, tokens=arguments.tokens)
     stream.close()

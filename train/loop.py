@@ -6,6 +6,7 @@ file in `triggers/` ends the run after the step, saved. Its parts come from `ass
 Read next: `engines/torch.py`.
 """
 
+import json
 import math
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ def fit(trainer: Trainer) -> None:
         writer = CheckpointWriter(
             trainer.folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
         )
+        log.write("start", trainer.step, start_row(trainer))
     leave = Leaving(trainer.folder)
     clock, saved_at, request = Clock(), trainer.step, None
     sums = LanguageSums(stream.languages, engine.device)
@@ -185,6 +187,18 @@ def loss_rows(sums: LanguageSums, manifest: Manifest) -> dict[str, Any]:
         "bpb": nll / LN2 / max(1.0, size),
         "families": language_rows(family_sums(by_language, family_of)),
         "languages": language_rows(by_language),
+    }
+
+
+def start_row(trainer: Trainer) -> dict[str, Any]:
+    """What every start of a run writes down, so that its history can be read off."""
+    environment = json.loads((trainer.folder / "environment.json").read_text(encoding="utf-8"))
+    return {
+        "precision": trainer.engine.precision,
+        "processes": trainer.engine.world,
+        "device": trainer.engine.device.type,
+        "commit": environment["git_commit"],
+        "time": environment["written"],
     }
 
 

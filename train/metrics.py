@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 import torch
@@ -82,7 +82,7 @@ class _TensorBoard:
             raise UserError(
                 "logging.tensorboard=true needs TensorBoard: pip install 'xylem[tensorboard]'"
             ) from error
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -93,7 +93,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    def __init__(self, folder: Path, mode: str) -> None:
+    def __init__(self, folder: Path, mode: Literal["online", "offline"]) -> None:
         try:
             import wandb
         except ImportError as error:

@@ -8,7 +8,7 @@ drift. Read next: `loop.py`.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,14 +68,14 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimConfig, steps: int) -> None:
         self.config, self.steps = config, steps
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         matrices, embeddings, norms = _split(model)
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = []
-        adam_groups = [
-            {"params": embeddings + ([] if config.name == "muon" else matrices)},
+        rest = embeddings if config.name == "muon" else embeddings + matrices
+        adam_groups: list[dict[str, Any]] = [
+            {"params": rest, "weight_decay": config.weight_decay},
             {"params": norms, "weight_decay": 0.0},
         ]
-        adam_groups[0]["weight_decay"] = config.weight_decay  # type: ignore[assignment]
         adamw = torch.optim.AdamW(
             adam_groups,
             lr=config.learning_rate,
