@@ -32,8 +32,6 @@ class TokenizerConfig:
     """Languages are sampled with share proportional to bytes^(1/temperature)."""
     sample_bytes: int = 20_000_000
     """Text that the trainer sees, over all languages."""
-    model: Literal["bpe", "unigram"] = "bpe"
-    """SentencePiece model type."""
     seed: int = 0
     """Seed of the sample."""
 

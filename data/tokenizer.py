@@ -212,11 +212,6 @@ def train_tokenizer(
 
 def check_settings(config: TokenizerConfig) -> None:
     """Raises DataError for settings that no sample can satisfy."""
-    if config.model != "bpe":
-        raise DataError(
-            f"data.tokenizer.model={config.model}: only bpe exports to Hugging Face with identical "
-            "ids: use bpe"
-        )
     if config.vocab_size < MINIMUM_VOCABULARY:
         raise DataError(
             f"data.tokenizer.vocab_size={config.vocab_size}: 4 specials and 256 bytes need room "
@@ -261,7 +256,7 @@ def _train(lines: list[str], config: TokenizerConfig) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
-            model_type=config.model,
+            model_type="bpe",
             vocab_size=config.vocab_size,
             byte_fallback=True,
             character_coverage=1.0,  # `_rare_characters` decides: below 0.98 SentencePiece refuses

@@ -89,7 +89,10 @@ def continuations(
         tokens: at most so many new ones each.
     """
     import transformers
+    from transformers.utils import logging
 
+    bars: Any = logging
+    bars.disable_progress_bar()  # a bar a folder would stand between the lines
     auto_model: Any = transformers.AutoModelForCausalLM
     model = auto_model.from_pretrained(folder, local_files_only=True).eval()
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

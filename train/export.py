@@ -5,6 +5,7 @@ measured), `prompts.json` (a real beginning in each language) and the model card
 only after the gate has passed. Read next: `model/hf/gate.py`, docs/EXPORT.md.
 """
 
+import difflib
 import hashlib
 import json
 import math
@@ -81,13 +82,17 @@ def export_run(
             result = _export_family(opened, family, out / family, bits, force=force)
             differences = {check.name: check.value for check in result.gate.checks}
             say(
-                f"export {family}: {len(result.languages)} languages, gate passed "
+                f"export {family}: {_counted(len(result.languages))}, gate passed "
                 f"(max |Δlogit| {differences['fp32_logits_text']:.1e} of spread "
                 f"{result.gate.spread:.2g}) → {result.folder}"
             )
             results.append(result)
             bar.advance(task)
     return results
+
+
+def _counted(languages: int) -> str:
+    return f"{languages} language{'' if languages == 1 else 's'}"
 
 
 def bits_per_byte(opened: OpenRun) -> dict[str, float]:
@@ -102,9 +107,13 @@ def bits_per_byte(opened: OpenRun) -> dict[str, float]:
 
 
 def _chosen(families: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    unknown = [name for name in families or () if name not in known]
-    if unknown:
-        raise UserError(f"family {unknown[0]!r} is not in this run: choose from {', '.join(known)}")
+    for name in families or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(
+                f"family {name!r} is not in this run: {meant}choose from {', '.join(known)}"
+            )
     return [name for name in known if not families or name in families]
 
 

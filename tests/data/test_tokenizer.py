@@ -302,7 +302,6 @@ def test_a_sample_too_small_for_any_vocabulary(tmp_path: Path) -> None:
     ("settings_", "problem"),
     [
         ({"vocab_size": 300}, "vocab_size=300: 4 specials and 256 bytes .* use 320 or more"),
-        ({"model": "unigram"}, "model=unigram: only bpe exports .* use bpe"),
         ({"temperature": 0.0}, "temperature=0.0: use a number greater than 0"),
         ({"sample_bytes": 0}, "sample_bytes=0: use a number greater than 0"),
     ],
