@@ -120,7 +120,7 @@ def _gather(run: Path) -> dict[str, Any]:
     )
     parameters = part("parameters", lambda: _parameters(config, manifest, train))
     plan = part("plan.txt", lambda: _text(run / "plan.txt")) or ""
-    precision = re.search(r"each a step, (\w+)", plan)
+    starts = part("metrics.jsonl", lambda: read_metrics(run, "start")) or []
     return {
         "name": run.resolve().name,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -128,7 +128,8 @@ def _gather(run: Path) -> dict[str, Any]:
         "config_text": part("config.yaml", lambda: _text(run / "config.yaml")),
         "plan": plan,
         "environment": part("environment.json", lambda: _json(run / "environment.json")) or {},
-        "precision": precision[1] if precision else (config.engine.precision if config else ""),
+        "precision": starts[-1]["precision"] if starts else "",
+        "starts": starts,
         "parameters": parameters,
         "manifest": manifest,
         "last": train[-1] if train else None,

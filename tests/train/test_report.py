@@ -73,7 +73,9 @@ def train_row(step: int, codes: dict[str, str]) -> dict[str, Any]:
 def make_run(folder: Path, codes: dict[str, str] = FAMILY_OF, steps: int = 60) -> Path:
     for part in ("checkpoints/step-40", "checkpoints/step-60", "samples", "export/step-60/uralic"):
         (folder / part).mkdir(parents=True)
-    rows: list[dict[str, Any]] = []
+    start = {"kind": "start", "precision": "bf16", "processes": 2, "device": "cpu",
+             "commit": "0123456789abcdef", "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
+    rows: list[dict[str, Any]] = [{**start, "step": 0}, {**start, "step": 40}]
     for step in range(1, steps + 1):
         rows.append(train_row(step, codes))
         if step % 20 == 0:
@@ -348,9 +350,10 @@ def test_the_history_says_whether_rows_are_contiguous(tmp_path: Path, page: Page
     history = page.sections["history"]
     assert "60 training rows, from step 1 to 60, one a step, none missing" in history
     assert "step 40" in history and "step 60" in history and "newest" in history
+    assert "2026-01-02 03:04 UTC 40 2 cpu bf16 0123456789ab" in history
     run = make_run(tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    (run / "metrics.jsonl").write_text("\n".join(lines[:5] + lines[8:]))
+    (run / "metrics.jsonl").write_text("\n".join(lines[:7] + lines[10:]))
     history = Page(write_report(run)).sections["history"]
     assert "not contiguous : after step 5 comes 9." in history
 
