@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .attention import BACKENDS
-
-
-class ModelError(ValueError):
-    """A model that cannot be built. The message is one line: the value, the rule, the way out."""
+from .errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# Read when PyTorch is loaded, so it is set before: OpenMP's threads sleep while they wait. Spinning
+# ones made a step ten times slower when another process shared the cores (docs/LOG.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from .. import __version__
 from .errors import EXIT_FAILURE, EXIT_MISTAKE, EXIT_REQUEUE, MISTAKES, Preempted
 

@@ -92,6 +92,8 @@ class EvaluationConfig:
     """Held-out tokens of a language used while training; the verb `evaluate` uses all."""
     facts: str | None = None
     """A facts.jsonl of multiple-choice questions, for the verb `evaluate`."""
+    facts_per_language: int = 100
+    """Questions asked of each language, stated and held out apart; 0 asks all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

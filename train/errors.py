@@ -1,7 +1,7 @@
 """How a command ends: 0 done, 1 a failure, 2 the user's mistake, 75 saved, requeue me."""
 
 from ..data.errors import DataError
-from ..model.config import ModelError
+from ..model.errors import ModelError
 
 EXIT_FAILURE, EXIT_MISTAKE, EXIT_REQUEUE = 1, 2, 75
 

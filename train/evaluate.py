@@ -53,12 +53,13 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
     }
     if questions:
         with progress("multiple-choice questions about facts", len(codes)) as (bar, task):
-            result["facts"] = fact_accuracy(
+            result["facts"], result["fact_kinds"] = fact_accuracy(
                 run.decoder,
                 run.manifest,
                 run.tokenizer,
                 questions,
                 autocast=engine.autocast,
+                per_language=run.config.evaluation.facts_per_language or None,
                 advance=lambda code: bar.advance(task),
             )
     path = folder / "evaluation.json"
@@ -90,3 +91,18 @@ def _print(result: dict[str, Any]) -> None:
             f"{known['chance']:.0%}" if known else "",
         )
     OUT.print(table)
+    if "fact_kinds" not in result:
+        return
+    kinds = Table(title="facts by kind", title_justify="left")
+    kinds.add_column("kind")
+    for name in ("stated", "held out", "chance"):
+        kinds.add_column(name, justify="right")
+    for kind, sorts in result["fact_kinds"].items():
+        stated, held_out = sorts.get("stated"), sorts.get("held_out")
+        kinds.add_row(
+            kind,
+            f"{stated['accuracy']:.0%} of {stated['questions']}" if stated else "",
+            f"{held_out['accuracy']:.0%} of {held_out['questions']}" if held_out else "",
+            f"{(stated or held_out)['chance']:.0%}",
+        )
+    OUT.print(kinds)

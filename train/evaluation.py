@@ -28,6 +28,9 @@ from .engines.torch import TorchEngine
 from .errors import UserError
 from .metrics import LanguageSums
 
+Accuracies = dict[str, dict[str, float]]
+""""stated" | "held_out" -> accuracy, questions, chance."""
+
 Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -156,62 +159,96 @@ def fact_accuracy(
     facts: Sequence[dict[str, Any]],
     *,
     autocast: Any,
+    rows: int = 64,
+    per_language: int | None = None,
     advance: Any = None,
-    limit_per_language: int | None = None,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy by language, apart for facts stated in it and facts held out from it.
+) -> tuple[dict[str, Accuracies], dict[str, Accuracies]]:
+    """Accuracy on multiple-choice questions, apart for facts stated in a language and held out.
 
     A choice's score is the log-likelihood of what follows the tokens that all choices share,
     divided by its UTF-8 bytes. Chance is one over the number of choices.
 
+    Args:
+        rows: sequences run together.
+        per_language: at most so many questions of each sort and language, spread over them evenly;
+            None asks all.
     Returns:
-        language -> {"stated" | "held_out" -> {"accuracy", "questions", "chance"}}.
+        By language and by kind of fact: {"stated" | "held_out" -> accuracy, questions, chance}.
     """
+    tallies: dict[str, dict[str, list[tuple[bool, float]]]] = {}
     by_language: dict[str, list[dict[str, Any]]] = {}
     for fact in facts:
         if fact["language"] in manifest.languages:
             by_language.setdefault(fact["language"], []).append(fact)
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    kinds: dict[str, dict[str, list[tuple[bool, float]]]] = {}
     for code, questions in sorted(by_language.items()):
         family = manifest.languages[code].family
-        tallies = {"stated": [0, 0, 0.0], "held_out": [0, 0, 0.0]}
-        # Held-out questions first: they are the fewer, and the ones asked for.
-        ordered = sorted(questions, key=lambda q: not q["held_out"])[:limit_per_language]
-        for question in ordered:
-            with autocast():
-                scores = _choice_scores(decoder, tokenizer, family, question)
-            tally = tallies["held_out" if question["held_out"] else "stated"]
-            tally[0] += int(int(np.argmax(scores)) == question["label"])
-            tally[1] += 1
-            tally[2] += 1 / len(question["choices"])
-        results[code] = {
-            name: {"accuracy": right / n, "questions": n, "chance": chance / n}
-            for name, (right, n, chance) in tallies.items()
-            if n
-        }
+        for sort in ("held_out", "stated"):
+            asked = [q for q in questions if q["held_out"] == (sort == "held_out")]
+            if per_language is not None:
+                asked = asked[:: max(1, -(-len(asked) // per_language))]
+            scored = _scores(decoder, tokenizer, family, asked, rows, autocast)
+            for question, scores in zip(asked, scored, strict=True):
+                right = int(np.argmax(scores)) == question["label"]
+                answer = (right, 1 / len(question["choices"]))
+                tallies.setdefault(code, {}).setdefault(sort, []).append(answer)
+                kind = str(question.get("kind", "fact"))
+                kinds.setdefault(kind, {}).setdefault(sort, []).append(answer)
         if advance is not None:
             advance(code)
-    return results
+    return _accuracies(tallies), _accuracies(kinds)
 
 
-def _choice_scores(
-    decoder: Decoder, tokenizer: Tokenizer, family: str, question: dict[str, Any]
-) -> list[float]:
-    texts = [question["prompt"] + choice for choice in question["choices"]]
-    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
-    shared = 1
-    while shared < min(map(len, ids)) and len({row[shared] for row in ids}) == 1:
-        shared += 1
-    longest = max(map(len, ids))
-    tokens = torch.tensor([row + [tokenizer.pad_id] * (longest - len(row)) for row in ids])
-    targets = torch.full_like(tokens, IGNORED)
-    for i, row in enumerate(ids):
-        targets[i, shared - 1 : len(row) - 1] = torch.tensor(row[shared:])
+def _accuracies(
+    tallies: dict[str, dict[str, list[tuple[bool, float]]]],
+) -> dict[str, Accuracies]:
+    return {
+        name: {
+            sort: {
+                "accuracy": sum(right for right, _ in answers) / len(answers),
+                "questions": len(answers),
+                "chance": sum(chance for _, chance in answers) / len(answers),
+            }
+            for sort, answers in sorts.items()
+        }
+        for name, sorts in sorted(tallies.items())
+    }
+
+
+def _scores(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    family: str,
+    questions: Sequence[dict[str, Any]],
+    rows: int,
+    autocast: Any,
+) -> list[list[float]]:
+    """Each question's choices' scores, `rows` sequences at a time, sorted by length to pad less."""
+    cases = []
+    for number, question in enumerate(questions):
+        texts = [question["prompt"] + choice for choice in question["choices"]]
+        ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+        shared = 1
+        while shared < min(map(len, ids)) and len({row[shared] for row in ids}) == 1:
+            shared += 1
+        for place, (row, choice) in enumerate(zip(ids, question["choices"], strict=True)):
+            cases.append((len(row), number, place, shared, row, len(choice.encode())))
+    cases.sort(key=lambda case: case[:3])
+    scores = [[0.0] * len(question["choices"]) for question in questions]
     device = decoder.embed.weight.device
-    tokens, targets = tokens.to(device), targets.to(device)
-    hidden = decoder(tokens, torch.zeros_like(tokens), (FamilySegment(family, 0, len(ids)),))
-    _, nll_BT = next_token_loss(hidden, decoder.head_weight_VD, targets)
-    return [
-        -value / max(1, len(choice.encode()))
-        for value, choice in zip(nll_BT.sum(1).tolist(), question["choices"], strict=True)
-    ]
+    for first in range(0, len(cases), rows):
+        part = cases[first : first + rows]
+        tokens = torch.full((len(part), part[-1][0]), tokenizer.pad_id)
+        targets = torch.full_like(tokens, IGNORED)
+        for i, (length, _, _, shared, row, _) in enumerate(part):
+            tokens[i, :length] = torch.tensor(row)
+            targets[i, shared - 1 : length - 1] = torch.tensor(row[shared:])
+        tokens, targets = tokens.to(device), targets.to(device)
+        with autocast():
+            hidden = decoder(
+                tokens, torch.zeros_like(tokens), (FamilySegment(family, 0, len(part)),)
+            )
+            _, nll_BT = next_token_loss(hidden, decoder.head_weight_VD, targets)
+        for (_, number, place, _, _, size), nll in zip(part, nll_BT.sum(1).tolist(), strict=True):
+            scores[number][place] = -nll / max(1, size)
+    return scores

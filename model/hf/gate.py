@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..config import ModelError
 from ..decoder import Decoder
+from ..errors import ModelError
 from ..norms import RMSNorm
 from ..routers import FamilySegment
 from .gate_report import Check, GateReport

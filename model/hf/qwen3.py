@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import ModelConfig, ModelError
+from ..config import ModelConfig
 from ..decoder import Decoder, parameter_family
+from ..errors import ModelError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -15,7 +15,8 @@ import yaml
 from xylem.data.config import DataConfig, TokenizerConfig
 from xylem.data.prepare import prepare
 from xylem.data.tokenizer import Tokenizer
-from xylem.model.config import LayerPlan, ModelConfig, ModelError
+from xylem.model.config import LayerPlan, ModelConfig
+from xylem.model.errors import ModelError
 from xylem.model.hf.gate_report import GateFailure
 from xylem.scripts import generate, lm_eval_facts
 from xylem.train import export

@@ -10,8 +10,9 @@ from xylem.model.attention import (
     reference_attention,
     sdpa_attention,
 )
-from xylem.model.config import LayerPlan, ModelConfig, ModelError
+from xylem.model.config import LayerPlan, ModelConfig
 from xylem.model.decoder import build_decoder, parameter_family
+from xylem.model.errors import ModelError
 from xylem.model.norms import RMSNorm
 from xylem.model.objectives import IGNORED, next_token_loss
 from xylem.model.routers import FamilySegment

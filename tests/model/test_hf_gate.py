@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xylem.model.config import LayerPlan, ModelConfig, ModelError
+from xylem.model.config import LayerPlan, ModelConfig
 from xylem.model.decoder import Decoder, build_decoder
+from xylem.model.errors import ModelError
 from xylem.model.hf import gate
 from xylem.model.hf.gate import bf16_checks, run_gate
 from xylem.model.hf.gate_report import Check, GateFailure, GateReport

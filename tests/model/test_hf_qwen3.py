@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xylem.model.config import LayerPlan, ModelConfig, ModelError
+from xylem.model.config import LayerPlan, ModelConfig
 from xylem.model.decoder import Decoder, build_decoder
+from xylem.model.errors import ModelError
 from xylem.model.hf import qwen3
 from xylem.model.hf.qwen3 import (
     dense_config,
