@@ -118,12 +118,12 @@ def long_files(root: Path) -> list[str]:
 
 
 def vague_names(root: Path) -> list[str]:
-    """Code and folders whose name says nothing of the field (of a YAML, `base` may be a size)."""
+    """Files and folders whose name says nothing of the field."""
     return [
         path.relative_to(root).as_posix()
         for folder in (*MAY_IMPORT, "tests", "slurm")
         for path in sorted((root / folder).rglob("*"))
-        if path.stem in VAGUE and path.suffix != ".yaml"
+        if path.stem in VAGUE
     ]
 
 

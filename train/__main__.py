@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .. import __version__
-from .errors import EXIT_FAILURE, EXIT_MISTAKE, EXIT_REQUEUE, MISTAKES, Preempted
+from .errors import EXIT_FAILURE, EXIT_MISTAKE, MISTAKES, Preempted
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -192,8 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"xylem {arguments.verb}: {mistake}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
     except Preempted as left:
-        print(f"xylem {arguments.verb}: {left}; run the same command to go on", file=sys.stderr)
-        sys.exit(EXIT_REQUEUE)
+        print(f"xylem {arguments.verb}: {left}", file=sys.stderr)
+        sys.exit(left.exit_code)
     except Exception as failure:
         traceback.print_exc()
         print(f"xylem {arguments.verb}: {type(failure).__name__}: {failure}", file=sys.stderr)

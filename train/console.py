@@ -1,6 +1,7 @@
 """What commands say to people: plain lines on standard output, progress on standard error."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -8,13 +9,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
 OUT = Console(soft_wrap=True, highlight=False)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+LINE_SECONDS = 5.0
+"""Seconds between progress lines where standard error is no terminal."""
 
 
 def say(line: str) -> None:
@@ -23,17 +26,26 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on standard error; a title line where that is no terminal."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=ERR,
-        disable=not ERR.is_terminal,
-    )
-    if not ERR.is_terminal:
-        say(f"{title} ({total}) ...")
-    with bar:
-        yield bar, bar.add_task(title, total=total)
+def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, or a line now and then where that is no terminal.
+
+    Yields:
+        What to call when one of the `total` parts is done.
+    """
+    if ERR.is_terminal:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        with Progress(*columns, TimeRemainingColumn(), console=ERR) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda: bar.advance(task)
+        return
+    done, spoken = 0, time.monotonic()
+    ERR.print(f"{title}: {total} to do")
+
+    def advance() -> None:
+        nonlocal done, spoken
+        done += 1
+        if time.monotonic() - spoken > LINE_SECONDS:
+            spoken = time.monotonic()
+            ERR.print(f"{title}: {done} of {total}")
+
+    yield advance

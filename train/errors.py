@@ -14,8 +14,10 @@ class Preempted(Exception):
     """A signal or trigger asked the run to leave; it has saved at this step."""
 
     def __init__(self, step: int, cause: str) -> None:
-        super().__init__(f"{cause}: saved at step {step}")
-        self.step = step
+        super().__init__(f"{cause}: saved at step {step}; run the same command to go on")
+        # A signal comes from the scheduler, which may start the run again; who touches the trigger
+        # wants it to stay ended.
+        self.exit_code = 0 if cause == "triggers/exit" else EXIT_REQUEUE
 
 
 MISTAKES: tuple[type[Exception], ...] = (UserError, DataError, ModelError)

@@ -30,7 +30,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
     questions = read_facts(asked) if asked else []
     engine = TorchEngine(EngineConfig(precision=run.config.engine.precision))
     codes = sorted(run.manifest.languages)
-    with progress("bits per byte on held-out documents", len(codes)) as (bar, task):
+    with progress("bits per byte on held-out documents", len(codes)) as advance:
         sums = heldout_sums(
             run.decoder,
             engine,
@@ -40,7 +40,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
             sequence_length=run.config.data.sequence_length,
             rows=run.config.evaluation.rows,
             tokens_per_language=None,
-            advance=lambda code: bar.advance(task),
+            advance=lambda code: advance(),
         )
     family_of = {code: entry.family for code, entry in run.manifest.languages.items()}
     result: dict[str, Any] = {
@@ -52,7 +52,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
         "families": language_rows(family_sums(sums, family_of)),
     }
     if questions:
-        with progress("multiple-choice questions about facts", len(codes)) as (bar, task):
+        with progress("multiple-choice questions about facts", len(codes)) as advance:
             result["facts"], result["fact_kinds"] = fact_accuracy(
                 run.decoder,
                 run.manifest,
@@ -60,7 +60,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
                 questions,
                 autocast=engine.autocast,
                 per_language=run.config.evaluation.facts_per_language or None,
-                advance=lambda code: bar.advance(task),
+                advance=lambda code: advance(),
             )
     path = folder / "evaluation.json"
     staging = path.with_suffix(".tmp")

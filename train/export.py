@@ -77,7 +77,7 @@ def export_run(
     out = out or opened.folder / "export" / f"step-{opened.step}"
     bits = bits_per_byte(opened)
     results = []
-    with progress("export families as dense Qwen3", len(chosen)) as (bar, task):
+    with progress("export families as dense Qwen3", len(chosen)) as advance:
         for family in chosen:
             result = _export_family(opened, family, out / family, bits, force=force)
             differences = {check.name: check.value for check in result.gate.checks}
@@ -87,7 +87,7 @@ def export_run(
                 f"{result.gate.spread:.2g}) → {result.folder}"
             )
             results.append(result)
-            bar.advance(task)
+            advance()
     return results
 
 

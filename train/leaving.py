@@ -34,7 +34,7 @@ class Leaving:
         code = 2.0 if self.received or found.get("exit") else 1.0 if found.get("save") else 0.0
         votes = engine.sum(torch.tensor([code >= 2.0, code >= 1.0], device=engine.device).float())
         if votes[0] > 0:
-            return self.received or "exit"
+            return self.received or "triggers/exit"
         return "save" if votes[1] > 0 else None
 
     def _consume(self, name: str) -> bool:

@@ -137,7 +137,7 @@ def fit(trainer: Trainer) -> None:
     # A process that leaves early would take the others' save with it.
     engine.barrier()
     if trainer.step < steps:
-        raise Preempted(trainer.step, request or "exit")
+        raise Preempted(trainer.step, request or "triggers/exit")
 
 
 def run_micro_batches(trainer: Trainer, batch: list[MicroBatch], sums: LanguageSums) -> int:

@@ -153,14 +153,14 @@ def draw_charts(
     ]
     limits = _shared_limits([curve for _, _, curves in small for curve in curves])
     drawn: dict[str, Any] = {"families": [], "languages": []}
-    with progress("charts of the report", len(plain) + len(small)) as (bar, task):
+    with progress("charts of the report", len(plain) + len(small)) as advance:
         for key, title, curves, style, scale in plain:
             drawn[key] = (title, _svg(key, curves, style, LARGE, scale=scale))
-            bar.advance(task)
+            advance()
         for part, name, curves in small:
             drawing = _svg(f"{part}/{name}", curves, compact, SMALL, limits=limits)
             drawn[part].append((name, drawing))
-            bar.advance(task)
+            advance()
     return drawn
 
 
