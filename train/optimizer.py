@@ -140,7 +140,7 @@ class Optimizers:
                             "optimiser that began the run"
                         )
                     optimizer.state[parameter] = {
-                        key: value.to(parameter.device if key != "step" else "cpu").clone()
+                        key: value.to(parameter.device, copy=True)
                         for key, value in state[name].items()
                     }
 

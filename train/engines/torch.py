@@ -66,10 +66,6 @@ class TorchEngine:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
-
     def reduce_gradients(self, model: nn.Module, families: Iterable[str]) -> None:
         """Adds up gradients over the processes; families without a slot in the step have none.
 
