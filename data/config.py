@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .errors import check_minimums
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyConfig:
@@ -74,3 +76,9 @@ class DataConfig:
     """The map from language to family."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """How the tokenizer is made."""
+
+    def __post_init__(self) -> None:
+        check_minimums(
+            self, "data", heldout_share=0, heldout_documents=0, shard_tokens=1, sequence_length=1,
+            slot_sequences=1, slots_per_step=1, family_temperature=0.1, language_temperature=0.1,
+        )  # fmt: skip

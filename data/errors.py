@@ -10,3 +10,15 @@ class DataError(ValueError):
 
 class DamagedShard(RuntimeError):
     """A prepared file that is not the one its manifest describes. The message names the file."""
+
+
+def check_minimums(config: object, prefix: str, **minimums: float) -> None:
+    """Checks settings against their smallest values.
+
+    Raises:
+        DataError: one is smaller; names it as the user wrote it.
+    """
+    for name, least in minimums.items():
+        value = getattr(config, name)
+        if not value >= least:
+            raise DataError(f"{prefix}.{name}={value} must be at least {least:g}")

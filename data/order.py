@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,8 @@ class Allocation:
 
     def counts(self, step: int) -> Counts:
         """Units received by each share in the first `step` steps; they sum to step * units."""
+        if len(self.shares) == 1:
+            return np.array([step * self.units], dtype=np.int64)
         cycles, inside = divmod(step, self.period)
         per_cycle = self.shares * (self.period * self.units // SHARE_TOTAL)
         return cycles * per_cycle + self._counts_in_cycle(inside)
@@ -55,8 +58,11 @@ class Allocation:
         """Makes a known state reachable at once, so that a resume need not count from 0."""
         cycles, inside = divmod(step, self.period)
         per_cycle = self.shares * (self.period * self.units // SHARE_TOTAL)
+        if len(counts) != len(self.shares):
+            raise ValueError(f"{len(counts)} counts for {len(self.shares)} shares")
         known = np.asarray(counts, dtype=np.int64) - cycles * per_cycle
-        if known.shape != self.shares.shape or known.sum() != inside * self.units:
+        off = np.abs(known * SHARE_TOTAL - inside * self.units * self.shares)
+        if known.sum() != inside * self.units or (off >= SHARE_TOTAL).any():
             raise ValueError(f"counts {list(counts)} cannot be those after {step} steps")
         self._anchors[inside] = known
 
@@ -193,7 +199,8 @@ class Order:
         """Slots of each family in a step, zeros included."""
         stage = self._stage(step)
         inside = step - stage.entry.from_step
-        counts = stage.slots.counts(inside + 1) - stage.slots.counts(inside)
+        before = stage.slots.counts(inside)
+        counts = stage.slots.counts(inside + 1) - before
         return {family: int(n) for family, n in zip(stage.families, counts, strict=True)}
 
     def step(self, step: int) -> list[Slot]:
@@ -223,7 +230,7 @@ class Order:
         key = _epoch_key(self.ledger.seed, language, epoch)
         return SequenceId(language, epoch, permute(inside, length, key))
 
-    def state(self, step: int) -> dict[str, object]:
+    def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps: O(languages) integers, equal on every rank."""
         stage = self._stage(step)
         return {
@@ -233,16 +240,19 @@ class Order:
             "cursors": self.cursors(step),
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Takes a checkpoint's state as a starting point for counting.
 
         Raises:
             ValueError: the state is not this order's.
         """
-        step = int(state["step"])  # type: ignore[call-overload]
+        step, slots, cursors = state["step"], state["family_slots"], state["cursors"]
         stage = self._stage(step)
-        stage.slots.remember(step - stage.entry.from_step, state["family_slots"])  # type: ignore[arg-type]
-        if state["ledger_hash"] != self.ledger.hash or state["cursors"] != self.cursors(step):
+        stage.slots.remember(step - stage.entry.from_step, slots)
+        for family, count in zip(stage.families, slots, strict=True):
+            read = [cursors[code] - stage.base.get(code, 0) for code in stage.languages[family]]
+            stage.sequences[family].remember(count, read)
+        if state["ledger_hash"] != self.ledger.hash or cursors != self.cursors(step):
             raise ValueError(f"the stream's state at step {step} is not that of this ledger")
 
 

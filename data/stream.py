@@ -42,6 +42,16 @@ class MicroBatch:
     """Where the rows come from."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One rank's share of a step."""
+
+    micro_batches: list[MicroBatch]
+    """In the order in which they are run."""
+    families: tuple[str, ...]
+    """Families that have a slot somewhere in the global batch."""
+
+
 def first_ledger(config: DataConfig, manifest: Manifest) -> Ledger:
     """The ledger a run begins with: the configured temperatures over the manifest's tokens."""
     tokens: dict[str, dict[str, int]] = {}
@@ -122,27 +132,30 @@ class Stream:
         }
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
         self._read_ahead = read_ahead
-        self._ahead: dict[int, Future[list[MicroBatch]]] = {}
+        self._ahead: dict[int, Future[StepBatch]] = {}
 
-    def batch(self, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of a step; adds the time it had to wait to `wait_seconds`."""
+    def batch(self, step: int) -> StepBatch:
+        """This rank's share of a step; adds the time it had to wait to `wait_seconds`."""
         for ahead in range(step, step + 1 + self._read_ahead):
             if ahead not in self._ahead:
                 self._ahead[ahead] = self._reader.submit(self.read, ahead)
         started = time.perf_counter()
-        micro_batches = self._ahead.pop(step).result()
+        batch = self._ahead.pop(step).result()
         self.wait_seconds += time.perf_counter() - started
-        return micro_batches
+        return batch
 
-    def read(self, step: int) -> list[MicroBatch]:
-        """This rank's micro-batches of a step, read now."""
+    def read(self, step: int) -> StepBatch:
+        """This rank's share of a step, read now."""
         slots = self.order.step(step)
         share = len(slots) // self.world
         mine = slots[self.rank * share : (self.rank + 1) * share]
-        return [
-            self._micro_batch(mine[i : i + self.micro_slots])
-            for i in range(0, len(mine), self.micro_slots)
-        ]
+        return StepBatch(
+            micro_batches=[
+                self._micro_batch(mine[i : i + self.micro_slots])
+                for i in range(0, len(mine), self.micro_slots)
+            ],
+            families=tuple(sorted({slot.family for slot in slots})),
+        )
 
     def sequence(self, sequence: SequenceId) -> PackedSequence:
         """One sequence's tokens, targets and document bounds."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .config import ModelConfig
 from .decoder import build_decoder, parameter_family
+from .objectives import CHUNK_VALUES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def activation_bytes(
 
     Per token and layer: the residual stream and both norms' inputs and outputs, queries, keys,
     values, attention output, and four values a hidden unit of each SwiGLU (gate, up, silu,
-    product); then logits and their log-partition in float32.
+    product); then one chunk of logits, and the head's gradient, in float32.
     """
     D, H, G, K = config.hidden_size, config.heads, config.kv_heads, config.head_dim
     per_token = 0
@@ -85,5 +86,7 @@ def activation_bytes(
         values = 6 * D + 2 * (H + 2 * G) * K + H * K
         values += 4 * (layer.trunk_width + layer.expert_width)
         per_token += values * bytes_per_value
-    per_token += config.vocab_size * (bytes_per_value + 2 * 4)
-    return per_token * sequences * sequence_length
+    tokens = sequences * sequence_length
+    chunk = min(tokens * config.vocab_size, max(CHUNK_VALUES, config.vocab_size))
+    head = config.vocab_size * D * (4 + bytes_per_value)
+    return per_token * tokens + chunk * (2 * 4 + bytes_per_value) + head

@@ -50,7 +50,7 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 layers)."""
     attention: Literal["auto", "sdpa", "reference"] = "auto"
-    """Attention backend; `auto` chooses by device and says what it chose."""
+    """Attention backend; what `auto` chose stands in the metrics' start rows."""
 
     def __post_init__(self) -> None:
         if not self.layer_plan:

@@ -26,9 +26,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, z_weight: float
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        targets_N: Tensor,
+        z_weight: float,
+        wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        wants_gradient = any(ctx.needs_input_grad[:2])
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         hidden, head = (t.to(dtype) if dtype else t for t in (hidden_ND, head_VD))
@@ -68,11 +72,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nll_N.sum() + z_weight * z_N.sum(), nll_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_head = ctx.saved_tensors
         hidden_dtype, head_dtype = ctx.dtypes
         pull = gradients[0]
-        return (d_hidden * pull).to(hidden_dtype), (d_head * pull).to(head_dtype), None, None
+        return (d_hidden * pull).to(hidden_dtype), (d_head * pull).to(head_dtype), None, None, None
 
 
 def next_token_loss(
@@ -90,6 +94,10 @@ def next_token_loss(
         (the loss to differentiate, scalar; nll_BT, nats, zero where ignored, no gradient).
     """
     loss, nll_N = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_BTD.flatten(0, 1), head_weight_VD, targets_BT.flatten(), z_weight
+        hidden_BTD.flatten(0, 1),
+        head_weight_VD,
+        targets_BT.flatten(),
+        z_weight,
+        torch.is_grad_enabled(),
     )
     return loss, nll_N.view_as(targets_BT)

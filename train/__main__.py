@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .. import __version__
-from .errors import EXIT_FAILURE, EXIT_MISTAKE, MISTAKES, Preempted
+from .errors import EXIT_FAILURE, EXIT_MISTAKE, MISTAKES, Preempted, UserError
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -105,6 +105,10 @@ def inspect(arguments: argparse.Namespace) -> None:
 
     first = arguments.settings[0] if arguments.settings else ""
     is_run = bool(first) and "=" not in first
+    if is_run and len(arguments.settings) > 1:
+        raise UserError(
+            f"{' '.join(arguments.settings[1:])}: a run is shown as it is; give it alone"
+        )
     config = read_config(Path(first)) if is_run else compose_config(arguments.settings)
     prepared = Path(config.data.prepared)
     manifest, spoken = load_prepared(prepared)

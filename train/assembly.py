@@ -18,6 +18,7 @@ from ..data.stream import Stream, first_ledger
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
 from .checkpoint import latest_checkpoint, load_optimizers, load_rng, load_weights, read_state
+from .compose import to_yaml
 from .config import RunConfig
 from .console import say
 from .engines.torch import TorchEngine
@@ -45,6 +46,7 @@ class Trainer:
     step: int = 0
     tokens_seen: int = 0
     seconds_before: float = 0.0
+    origin: str = "auto"
 
 
 def start(config: RunConfig, engine: TorchEngine) -> Trainer:
@@ -58,14 +60,23 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
     )
     plan = make_plan(planned, manifest)
     folder = run_folder(config)
+    refusal = ""
     if engine.leader:
-        open_folder(config)
-        write_plan(plan, config, folder / "plan.txt")
-    engine.barrier()
+        # All processes end with the one line, rather than one with it and the others in a barrier.
+        try:
+            open_folder(config)
+            write_plan(plan, config, folder / "plan.txt")
+        except UserError as mistake:
+            refusal = str(mistake)
+    refusal = engine.leader_says(refusal)
+    if refusal:
+        raise UserError(refusal)
     checkpoint = find_checkpoint(config, folder)
     state = read_state(checkpoint) if checkpoint else None
     ledger = state.ledger if state else first_ledger(config.data, manifest)
-    engine.same_everywhere("mixture or prepared folder", ledger.hash)
+    engine.same_everywhere("config", to_yaml(config))
+    engine.same_everywhere("mixture, prepared folder or checkpoint", f"{ledger.hash} {checkpoint}")
+    check_geometry(config, ledger)
     stream = Stream(
         prepared, manifest, ledger,
         rank=engine.rank, world=engine.world, micro_slots=config.engine.micro_slots,
@@ -79,6 +90,7 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
         config, folder, engine, manifest, tokenizer, ledger, stream, decoder,
         Optimizers(decoder, config.optim, config.run.steps),
         torch.from_numpy(tokenizer.token_bytes).long().to(engine.device), first_ids,
+        origin=config.checkpoint.resume,
     )  # fmt: skip
     if checkpoint and state:
         if state.order_fingerprint != first_ids:
@@ -91,8 +103,14 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
         load_rng(checkpoint)
         trainer.step, trainer.tokens_seen = state.step, state.tokens_seen
         trainer.seconds_before = state.seconds
+        own = checkpoint.parent == folder / "checkpoints"
+        trainer.origin = (
+            state.origin if own and config.checkpoint.resume == "auto" else trainer.origin
+        )
     if engine.leader:
         begun = f"resumed at step {trainer.step} from {checkpoint}" if checkpoint else "new run"
+        if trainer.step >= config.run.steps:
+            begun += f", already at run.steps={config.run.steps}: nothing to train"
         say(
             f"{folder}: {begun}; {len(manifest.languages)} languages in "
             f"{len(manifest.families)} families; {engine.world} process(es) on "
@@ -104,14 +122,19 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
 def find_checkpoint(config: RunConfig, folder: Path) -> Path | None:
     """The checkpoint to resume from, by `checkpoint.resume`.
 
+    A run begun with `never` or a path goes on from its own checkpoints when the same command starts
+    it again, as a scheduler does.
+
     Raises:
-        UserError: the path is none, or `never` would bury a run that is there.
+        UserError: the path is none, or `never` would bury another run.
     """
-    wanted = config.checkpoint.resume
+    wanted, own = config.checkpoint.resume, latest_checkpoint(folder)
+    if own is not None and (wanted == "auto" or read_state(own).origin == wanted):
+        return own
     if wanted == "auto":
-        return latest_checkpoint(folder)
+        return None
     if wanted == "never":
-        if latest_checkpoint(folder) is not None:
+        if own is not None:
             raise UserError(
                 f"checkpoint.resume=never, but {folder} holds checkpoints: give the new run "
                 "another run.name, or remove the folder"
@@ -123,3 +146,23 @@ def find_checkpoint(config: RunConfig, folder: Path) -> Path | None:
             "a folder runs/NAME/checkpoints/step-N"
         )
     return Path(wanted)
+
+
+def check_geometry(config: RunConfig, ledger: Ledger) -> None:
+    """Whether the config cuts batches as the checkpoint's ledger does.
+
+    Raises:
+        UserError: it does not, so that plan and run would differ.
+    """
+    data, entry = config.data, ledger.entries[-1]
+    for name, asked, decided in (
+        ("sequence_length", data.sequence_length, ledger.sequence_length),
+        ("slot_sequences", data.slot_sequences, ledger.slot_sequences),
+        ("slots_per_step", data.slots_per_step, entry.slots),
+        ("seed", data.seed, ledger.seed),
+    ):
+        if asked != decided:
+            raise UserError(
+                f"data.{name}={asked}, but the checkpoint's mixture was decided with {decided}: "
+                f"set data.{name}={decided}"
+            )

@@ -13,15 +13,17 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data.ledger import Ledger, ledger_from_json
+from ..data.shards import sync_folder, write_atomically
 from ..model.decoder import parameter_family
 from .errors import UserError
 from .optimizer import Optimizers
@@ -50,24 +52,42 @@ class RunState:
     """Tokens trained on."""
     seconds: float
     """Time spent training."""
+    origin: str = "auto"
+    """What `checkpoint.resume` said when the run was begun."""
+    files: tuple[str, ...] = ()
+    """The tensor files written beside this state."""
 
 
 class CheckpointWriter:
     """Saves in the background; one save at a time."""
 
-    def __init__(self, run: Path, *, keep: int, keep_every: int) -> None:
+    def __init__(self, run: Path, *, keep: int, keep_every: int, resumed_at: int = 0) -> None:
+        """
+        Args:
+            run: the run folder.
+            keep: how many of the newest to keep; at least 1.
+            keep_every: steps whose multiples are kept for ever; 0 keeps none beyond the newest.
+            resumed_at: the step the run goes on from; newer checkpoints are of a course that was
+                left, and are set aside under another name.
+        """
         self.root = run / "checkpoints"
         self.keep, self.keep_every = keep, keep_every
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         for leftover in self.root.glob("step-*.tmp"):
             shutil.rmtree(leftover)  # a killed writer's; never a whole checkpoint
+        for step in self._steps():
+            if step > resumed_at:
+                aside = self.root / f"abandoned-step-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.root / f"step-{step}").rename(aside)
 
     def save(self, model: nn.Module, optimizers: Optimizers, state: RunState) -> None:
         """Copies the state now and writes it behind the run's back."""
         self.wait()
         files = snapshot(model, optimizers)
         files["rng.safetensors"] = {"torch_cpu": torch.get_rng_state()}
+        state = replace(state, files=tuple(files))
         self._pending = self._thread.submit(self._write, files, state)
 
     def wait(self) -> None:
@@ -98,22 +118,24 @@ class CheckpointWriter:
                 _seal(staging / name)
             (staging / "state.json").write_text(_state_json(state), encoding="utf-8")
             _seal(staging / "state.json")
-            _sync_folder(staging)
-        except BaseException:
+            sync_folder(staging)
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
-            raise
+            raise OSError(
+                f"{final} could not be written ({error}): the last whole checkpoint stands; make "
+                "room, and start the same command again"
+            ) from error
         if final.exists():
             shutil.rmtree(final)
         staging.rename(final)
-        pointer = self.root / "latest.tmp"
-        pointer.write_text(final.name + "\n", encoding="utf-8")
-        pointer.rename(self.root / "latest")
-        _sync_folder(self.root)
+        write_atomically(self.root / "latest", f"{final.name}\n".encode())
         self._prune()
 
+    def _steps(self) -> list[int]:
+        return sorted(int(p.name[5:]) for p in self.root.glob("step-*") if p.name[5:].isdigit())
+
     def _prune(self) -> None:
-        steps = sorted(int(p.name[5:]) for p in self.root.glob("step-*") if p.name[5:].isdigit())
-        for step in steps[: -self.keep] if self.keep else []:
+        for step in self._steps()[: -self.keep]:
             if not (self.keep_every and step % self.keep_every == 0):
                 shutil.rmtree(self.root / f"step-{step}")
 
@@ -123,9 +145,7 @@ def snapshot(model: nn.Module, optimizers: Optimizers) -> dict[str, dict[str, Te
     files: dict[str, dict[str, Tensor]] = {}
 
     def put(kind: str, parameter: str, key: str, value: Tensor) -> None:
-        family = parameter_family(parameter)
-        owner = "trunk" if family is None else f"family-{family}"
-        file = files.setdefault(f"{kind}{owner}.safetensors", {})
+        file = files.setdefault(_file_name(kind, parameter_family(parameter)), {})
         file[key] = value.detach().to("cpu", copy=True).contiguous()
 
     for name, parameter in model.named_parameters():
@@ -144,9 +164,13 @@ def latest_checkpoint(run: Path) -> Path | None:
     pointer = run / "checkpoints" / "latest"
     if not pointer.exists():
         return None
-    folder = pointer.parent / pointer.read_text(encoding="utf-8").strip()
-    if not folder.is_dir():
-        raise DamagedCheckpoint(f"{pointer} names {folder.name}, which does not exist")
+    name = pointer.read_text(encoding="utf-8").strip()
+    folder = pointer.parent / name
+    if not name or not folder.is_dir():
+        raise DamagedCheckpoint(
+            f"{pointer} names {name or 'nothing'}, which does not exist: resume another with "
+            "checkpoint.resume=PATH"
+        )
     return folder
 
 
@@ -158,10 +182,9 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         UserError: the checkpoint is of another model.
     """
     parameters = dict(model.named_parameters())
-    owners = sorted({parameter_family(name) or "" for name in parameters})
     saved: dict[str, Tensor] = {}
-    for owner in owners:
-        saved |= read_tensors(folder / f"{f'family-{owner}' if owner else 'trunk'}.safetensors")
+    for file in sorted({_file_name("", parameter_family(name)) for name in parameters}):
+        saved |= read_tensors(folder / file)
     missing, unknown = parameters.keys() - saved.keys(), saved.keys() - parameters.keys()
     shapes = [
         f"{name} is {tuple(saved[name].shape)}, the model has {tuple(parameters[name].shape)}"
@@ -181,15 +204,22 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load_optimizers(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
-    """Fills the optimisers' state from a checkpoint; a family never trained has no file."""
+    """Fills the optimisers' state from a checkpoint; a family never trained has no file.
+
+    Raises:
+        DamagedCheckpoint: a file that was written is missing or damaged.
+    """
+    owners = {parameter_family(name) for name, _ in model.named_parameters()}
+    written = read_state(folder).files
+    for owner in owners:
+        name = _file_name("optimizer-", owner)
+        if name in written:
+            check_seal(folder / name)
     state: dict[str, dict[str, Tensor]] = {}
     for file in sorted(folder.glob("optimizer-*.safetensors")):
         for key, value in read_tensors(file).items():
             name, _, part = key.rpartition("/")
             state.setdefault(name, {})[part] = value
-    trained = {name for name, _ in model.named_parameters() if parameter_family(name) is None}
-    if not trained <= state.keys():
-        raise DamagedCheckpoint(f"{folder} lacks optimiser state of {min(trained - state.keys())}")
     optimizers.load(state)
 
 
@@ -205,7 +235,7 @@ def read_state(folder: Path) -> RunState:
     if fields.pop("format") != FORMAT:
         raise UserError(f"{folder} was written in another checkpoint format than {FORMAT}")
     ledger = ledger_from_json(json.dumps(fields.pop("ledger")))
-    return RunState(ledger=ledger, **fields)
+    return RunState(ledger=ledger, files=tuple(fields.pop("files")), **fields)
 
 
 def load_rng(folder: Path) -> None:
@@ -219,6 +249,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
+def _file_name(kind: str, family: str | None) -> str:
+    return f"{kind}{'trunk' if family is None else f'family-{family}'}.safetensors"
+
+
 def _state_json(state: RunState) -> str:
     return json.dumps(
         {
@@ -229,12 +263,15 @@ def _state_json(state: RunState) -> str:
             "order_fingerprint": state.order_fingerprint,
             "tokens_seen": state.tokens_seen,
             "seconds": state.seconds,
+            "origin": state.origin,
+            "files": sorted(state.files),
         },
         indent=1,
     )
 
 
 def _seal(file: Path) -> None:
+    file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         os.fsync(stream.fileno())
@@ -265,9 +302,7 @@ def check_seal(file: Path) -> None:
         )
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

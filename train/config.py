@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..data.config import DataConfig
+from ..data.errors import check_minimums
 from ..model.config import ModelConfig
 from .errors import UserError
 from .optimizer import OptimConfig
@@ -26,9 +27,8 @@ class RunSettings:
     """Seed of the initial weights and of samples; the data's order has data.seed."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"run.steps={self.steps} must be at least 1")
-        if not self.name or "/" in self.name:
+        check_minimums(self, "run", steps=1)
+        if self.name in ("", ".", "..") or "/" in self.name:
             raise UserError(f"run.name={self.name!r} must be a plain folder name")
 
 
@@ -49,6 +49,11 @@ class EngineConfig:
     peak_tflops: float = 0.0
     """Peak of one device for model FLOP utilisation; 0 looks it up, or measures a CPU's."""
 
+    def __post_init__(self) -> None:
+        check_minimums(
+            self, "engine", micro_slots=1, threads=0, timeout_minutes=0.01, peak_tflops=0
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
@@ -62,6 +67,9 @@ class CheckpointConfig:
     """Steps whose multiples are kept for ever; 0 keeps none beyond the newest."""
     resume: str = "auto"
     """`auto` continues the newest checkpoint if there is one, `never` begins anew, or a path."""
+
+    def __post_init__(self) -> None:
+        check_minimums(self, "checkpoint", every=1, keep=1, keep_every=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,9 @@ class LoggingConfig:
     wandb: Literal["off", "online", "offline"] = "off"
     """Also log to Weights & Biases (extra `wandb`)."""
 
+    def __post_init__(self) -> None:
+        check_minimums(self, "logging", every=1, samples_every=0, sample_tokens=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
@@ -94,6 +105,11 @@ class EvaluationConfig:
     """A facts.jsonl of multiple-choice questions, for the verb `evaluate`."""
     facts_per_language: int = 100
     """Questions asked of each language, stated and held out apart; 0 asks all."""
+
+    def __post_init__(self) -> None:
+        check_minimums(
+            self, "evaluation", every=0, rows=1, tokens_per_language=1, facts_per_language=0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +132,9 @@ class ClusterConfig:
     """Processes (devices) a node."""
     memory_gib: float = 16.0
     """Memory of one device, for the plan's refusal."""
+
+    def __post_init__(self) -> None:
+        check_minimums(self, "cluster", nodes=1, processes_per_node=1, memory_gib=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ class Preempted(Exception):
         super().__init__(f"{cause}: saved at step {step}; run the same command to go on")
         # A signal comes from the scheduler, which may start the run again; who touches the trigger
         # wants it to stay ended.
-        self.exit_code = 0 if cause == "triggers/exit" else EXIT_REQUEUE
+        self.exit_code = EXIT_REQUEUE if cause.startswith("SIG") else 0
 
 
 MISTAKES: tuple[type[Exception], ...] = (UserError, DataError, ModelError)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ..data.shards import write_atomically
 from .config import EngineConfig
 from .console import OUT, progress, say
 from .engines.torch import TorchEngine
@@ -29,6 +30,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
     asked = facts or (Path(run.config.evaluation.facts) if run.config.evaluation.facts else None)
     questions = read_facts(asked) if asked else []
     engine = TorchEngine(EngineConfig(precision=run.config.engine.precision))
+    run.decoder.to(engine.device)
     codes = sorted(run.manifest.languages)
     with progress("bits per byte on held-out documents", len(codes)) as advance:
         sums = heldout_sums(
@@ -36,7 +38,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
             engine,
             Path(run.config.data.prepared),
             run.manifest,
-            torch.from_numpy(run.tokenizer.token_bytes).long(),
+            torch.from_numpy(run.tokenizer.token_bytes).long().to(engine.device),
             sequence_length=run.config.data.sequence_length,
             rows=run.config.evaluation.rows,
             tokens_per_language=None,
@@ -63,9 +65,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
                 advance=lambda code: advance(),
             )
     path = folder / "evaluation.json"
-    staging = path.with_suffix(".tmp")
-    staging.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    staging.rename(path)
+    write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False).encode())
     _print(result)
     say(f"wrote {path}")
     return result

@@ -229,7 +229,7 @@ def _scores(
         texts = [question["prompt"] + choice for choice in question["choices"]]
         ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
         shared = 1
-        while shared < min(map(len, ids)) and len({row[shared] for row in ids}) == 1:
+        while shared < min(map(len, ids)) - 1 and len({row[shared] for row in ids}) == 1:
             shared += 1
         for place, (row, choice) in enumerate(zip(ids, question["choices"], strict=True)):
             cases.append((len(row), number, place, shared, row, len(choice.encode())))

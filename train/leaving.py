@@ -10,38 +10,44 @@ import torch
 
 from .engines.torch import TorchEngine
 
+SAVE, EXIT = "triggers/save", "triggers/exit"
+
 
 class Leaving:
     """Listens for SIGUSR1, SIGTERM, SIGINT and for files in triggers/."""
 
     SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, folder: Path) -> None:
-        self.triggers = folder / "triggers"
-        self.received: str | None = None
+    def __init__(self, folder: Path, engine: TorchEngine) -> None:
+        self.folder, self.engine = folder, engine
+        self.received: signal.Signals | None = None
+        self._interrupts = 0
+        if engine.leader:
+            for trigger in (SAVE, EXIT):  # one left from before is not meant for this start
+                (folder / trigger).unlink(missing_ok=True)
         self._before: Mapping[int, Any] = {
             number: signal.signal(number, self._take) for number in self.SIGNALS
         }
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt  # the second Ctrl-C does not wait for the step
-        self.received = signal.Signals(number).name
+        self.received = signal.Signals(number)
 
-    def request(self, engine: TorchEngine) -> str | None:
-        """What any process was asked: a signal's name, `exit`, `save`, or None; equal on all."""
-        found = {name: self._consume(name) for name in ("exit", "save")} if engine.leader else {}
-        code = 2.0 if self.received or found.get("exit") else 1.0 if found.get("save") else 0.0
-        votes = engine.sum(torch.tensor([code >= 2.0, code >= 1.0], device=engine.device).float())
-        if votes[0] > 0:
-            return self.received or "triggers/exit"
-        return "save" if votes[1] > 0 else None
+    def request(self) -> str | None:
+        """What any process was asked: a signal's name, EXIT, SAVE, or None; equal on all."""
+        causes = [*(number.name for number in self.SIGNALS), EXIT, SAVE]
+        mine = [number == self.received for number in self.SIGNALS]
+        mine += [self._consume(trigger) for trigger in (EXIT, SAVE)]
+        votes = self.engine.sum(torch.tensor(mine, device=self.engine.device).float()).tolist()
+        return next((cause for cause, vote in zip(causes, votes, strict=True) if vote), None)
 
-    def _consume(self, name: str) -> bool:
-        trigger = self.triggers / name
-        if not trigger.exists():
+    def _consume(self, trigger: str) -> bool:
+        path = self.folder / trigger
+        if not self.engine.leader or not path.exists():
             return False
-        trigger.unlink()
+        path.unlink()
         return True
 
     def restore(self) -> None:

@@ -9,39 +9,28 @@ Read next: `engines/torch.py`.
 import json
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.manifest import Manifest
 from ..data.packing import IGNORED
-from ..data.stream import MicroBatch
-from ..model.accounting import training_flops_per_token
+from ..data.stream import StepBatch
+from ..model.attention import choose_backend
 from ..model.objectives import next_token_loss
 from ..model.routers import FamilySegment
 from .assembly import Trainer, start
-from .checkpoint import (
-    CheckpointWriter,
-    RunState,
-)
+from .checkpoint import CheckpointWriter, RunState
 from .config import RunConfig
 from .console import say
 from .engines.torch import TorchEngine
 from .errors import Preempted
 from .evaluation import heldout_sums
-from .leaving import Leaving
-from .metrics import (
-    LN2,
-    Clock,
-    LanguageSums,
-    MetricsLog,
-    console_line,
-    family_sums,
-    language_rows,
-    memory_gib,
-)
+from .leaving import EXIT, SAVE, Leaving
+from .metrics import LanguageSums, Meter, MetricsLog, console_line, language_rows
 from .optimizer import clip_gradients, gradient_norm
+from .run_folder import run_lock
 from .samples import family_samples
 
 
@@ -63,84 +52,81 @@ def fit(trainer: Trainer) -> None:
     config, engine, stream = trainer.config, trainer.engine, trainer.stream
     steps = config.run.steps
     parameters = list(trainer.decoder.parameters())
-    flops_per_token = training_flops_per_token(config.model, config.data.sequence_length)
-    peak, _ = engine.peak_flops()
-    log = writer = None
-    if engine.leader:
-        log = MetricsLog(trainer.folder, config.logging, resumed_at=trainer.step)
-        writer = CheckpointWriter(
-            trainer.folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
-        )
-        log.write("start", trainer.step, start_row(trainer))
-    leave = Leaving(trainer.folder)
-    clock, saved_at, request = Clock(), trainer.step, None
-    sums = LanguageSums(stream.languages, engine.device)
-    try:
+    meter = Meter(config, engine, stream)
+    request: str | None = None
+    with ExitStack() as closing:
+        # Closed in reverse: signals are heard until the last checkpoint is on disk everywhere.
+        leave = Leaving(trainer.folder, engine)
+        closing.callback(leave.restore)
+        log = writer = None
+        if engine.leader:
+            closing.enter_context(run_lock(trainer.folder))
+            log = MetricsLog(trainer.folder, config.logging, resumed_at=trainer.step)
+            closing.callback(log.close)
+            log.write("start", trainer.step, start_row(trainer, meter))
+            writer = CheckpointWriter(
+                trainer.folder,
+                keep=config.checkpoint.keep,
+                keep_every=config.checkpoint.keep_every,
+                resumed_at=trainer.step,
+            )
+            closing.callback(writer.close)
+        closing.callback(stream.close)
         while trainer.step < steps:
             started = time.perf_counter()
-            number = 0 if config.debug.overfit else trainer.step
-            batch = stream.read(0) if config.debug.overfit else stream.batch(number)
-            tokens = run_micro_batches(trainer, batch, sums)
-            slots = stream.order.slot_counts(number)
-            engine.reduce_gradients(trainer.decoder, [f for f, n in slots.items() if n])
+            batch = stream.read(0) if config.debug.overfit else stream.batch(trainer.step)
+            tokens = run_micro_batches(trainer, batch, meter.sums)
+            engine.reduce_gradients(trainer.decoder, batch.families)
             norm = gradient_norm(parameters)
-            if not math.isfinite(norm.item()):
-                raise FloatingPointError(
-                    f"the gradient's norm is {norm.item()} at step {trainer.step}: the last "
-                    f"checkpoint is that of step {saved_at}; resume it with a lower "
-                    "optim.learning_rate, or with debug.anomaly=true to find the operation"
-                )
+            check_norm(norm.item(), trainer.step)
             clip_gradients(parameters, norm, config.optim.clip_norm)
             rate = trainer.optimizers.step(trainer.step)
             trainer.step += 1
             trainer.tokens_seen += tokens
-            clock.add(time.perf_counter() - started, tokens)
-            if trainer.step % config.logging.every == 0 or trainer.step == steps:
-                engine.sum(sums.values)
-                speed, step_seconds, waited = clock.read(stream.wait_seconds)
-                row = {
-                    **loss_rows(sums, trainer.manifest),
-                    "learning_rate": rate,
-                    "gradient_norm": norm.item(),
-                    "tokens_seen": trainer.tokens_seen,
-                    "tokens_per_second": speed,
-                    "mfu": speed * flops_per_token / (peak * engine.world),
-                    "memory_gib": memory_gib(engine.device),
-                    "data_wait_share": waited,
-                    "step_seconds": step_seconds,
-                    "eta_seconds": step_seconds * (steps - trainer.step),
-                }
-                sums = LanguageSums(stream.languages, engine.device)
+            meter.add(time.perf_counter() - started, tokens)
+
+            done, request = trainer.step == steps, leave.request()
+            leaving = request not in (None, SAVE) and not done
+            save = done or request or trainer.step % config.checkpoint.every == 0
+            if save or trainer.step % config.logging.every == 0:
+                row = meter.row(trainer.manifest, steps - trainer.step)
+                row |= {"learning_rate": rate, "gradient_norm": norm.item()}
+                row |= {"tokens_seen": trainer.tokens_seen}
                 if log:
                     log.write("train", trainer.step, row)
                     say(console_line(trainer.step, steps, row))
-            done, request = trainer.step == steps, leave.request(engine)
+            if save and writer:
+                writer.save(trainer.decoder, trainer.optimizers, run_state(trainer, meter))
+            if leaving:
+                break
             every = config.evaluation.every
             if done or (every and trainer.step % every == 0):
                 evaluate_in_loop(trainer, log)
             every = config.logging.samples_every
             if log and every and (done or trainer.step % every == 0):
                 write_samples(trainer)
-            if done or request or trainer.step % config.checkpoint.every == 0:
-                if writer:
-                    writer.save(trainer.decoder, trainer.optimizers, run_state(trainer, clock))
-                saved_at = trainer.step
-            if request and request != "save" and not done:
-                break
-    finally:
-        leave.restore()
-        stream.close()
         if writer:
-            writer.close()
-        if log:
-            log.close()
-    # A process that leaves early would take the others' save with it.
-    engine.barrier()
+            writer.wait()
+        # A process that leaves early would take the others' save with it.
+        engine.barrier()
     if trainer.step < steps:
-        raise Preempted(trainer.step, request or "triggers/exit")
+        raise Preempted(trainer.step, request or EXIT)
 
 
-def run_micro_batches(trainer: Trainer, batch: list[MicroBatch], sums: LanguageSums) -> int:
+def check_norm(norm: float, step: int) -> None:
+    """Stops before a gradient that is no number reaches the weights.
+
+    Raises:
+        FloatingPointError: it is infinite or NaN.
+    """
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient's norm is {norm} at step {step}: resume the last checkpoint with a "
+            "lower optim.learning_rate, or with debug.anomaly=true to find the operation"
+        )
+
+
+def run_micro_batches(trainer: Trainer, batch: StepBatch, sums: LanguageSums) -> int:
     """Forward and backward over this process's share of a step.
 
     Losses are divided by the predicted tokens of the whole global batch, so that a gradient means
@@ -150,12 +136,12 @@ def run_micro_batches(trainer: Trainer, batch: list[MicroBatch], sums: LanguageS
         The global batch's tokens, ignored targets included.
     """
     config, engine, decoder = trainer.config, trainer.engine, trainer.decoder
-    kept = sum(int((m.targets_BT != IGNORED).sum()) for m in batch)
-    size = sum(m.inputs_BT.numel() for m in batch)
+    kept = sum(int((m.targets_BT != IGNORED).sum()) for m in batch.micro_batches)
+    size = sum(m.inputs_BT.numel() for m in batch.micro_batches)
     totals = engine.sum(torch.tensor([kept, size], dtype=torch.float64, device=engine.device))
     predicted, size = int(totals[0]), int(totals[1])
     with torch.autograd.set_detect_anomaly(config.debug.anomaly, check_nan=True):
-        for micro in batch:
+        for micro in batch.micro_batches:
             inputs, targets, documents = (
                 t.to(engine.device, non_blocking=True)
                 for t in (micro.inputs_BT, micro.targets_BT, micro.documents_BT)
@@ -177,26 +163,16 @@ def run_micro_batches(trainer: Trainer, batch: list[MicroBatch], sums: LanguageS
     return size
 
 
-def loss_rows(sums: LanguageSums, manifest: Manifest) -> dict[str, Any]:
-    """Loss and bits per byte: of all, by family, by language."""
-    by_language = sums.by_language()
-    family_of = {code: entry.family for code, entry in manifest.languages.items()}
-    nll, tokens, size = (sum(row[i] for row in by_language.values()) for i in range(3))
-    return {
-        "loss": nll / tokens,
-        "bpb": nll / LN2 / max(1.0, size),
-        "families": language_rows(family_sums(by_language, family_of)),
-        "languages": language_rows(by_language),
-    }
-
-
-def start_row(trainer: Trainer) -> dict[str, Any]:
+def start_row(trainer: Trainer, meter: Meter) -> dict[str, Any]:
     """What every start of a run writes down, so that its history can be read off."""
     environment = json.loads((trainer.folder / "environment.json").read_text(encoding="utf-8"))
     return {
         "precision": trainer.engine.precision,
         "processes": trainer.engine.world,
         "device": trainer.engine.device.type,
+        "attention": choose_backend(trainer.config.model.attention, trainer.engine.device)[0],
+        "peak_tflops": meter.peak / 1e12,
+        "peak_from": meter.peak_from,
         "commit": environment["git_commit"],
         "time": environment["written"],
     }
@@ -239,7 +215,7 @@ def write_samples(trainer: Trainer) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def run_state(trainer: Trainer, clock: Clock) -> RunState:
+def run_state(trainer: Trainer, meter: Meter) -> RunState:
     """What the checkpoint of this moment says beside tensors."""
     return RunState(
         step=trainer.step,
@@ -247,5 +223,6 @@ def run_state(trainer: Trainer, clock: Clock) -> RunState:
         stream=trainer.stream.order.state(trainer.step),
         order_fingerprint=trainer.order_fingerprint,
         tokens_seen=trainer.tokens_seen,
-        seconds=trainer.seconds_before + clock.training,
+        seconds=trainer.seconds_before + meter.training_seconds,
+        origin=trainer.origin,
     )

@@ -6,7 +6,7 @@ that every number is that of the global batch. Read next: `loop.py`.
 
 import json
 import math
-import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +15,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from .config import LoggingConfig
+from ..data.manifest import Manifest
+from ..data.shards import write_atomically
+from ..data.stream import Stream
+from ..model.accounting import training_flops_per_token
+from .config import LoggingConfig, RunConfig
+from .engines.torch import TorchEngine
 from .errors import UserError
 
 LN2 = math.log(2)
@@ -100,9 +105,12 @@ class _WandB:
             raise UserError(
                 f"logging.wandb={mode} needs Weights & Biases: pip install 'xylem[wandb]'"
             ) from error
+        path = folder / "wandb_id"  # two people's runs of one name are two runs
+        if not path.exists():
+            path.write_text(uuid.uuid4().hex, encoding="utf-8")
         self.run: Any = wandb.init(
-            project="xylem", name=folder.name, id=folder.name, dir=str(folder), mode=mode,
-            resume="allow", settings=wandb.Settings(silent=True),
+            project="xylem", name=folder.name, id=path.read_text(encoding="utf-8"),
+            dir=str(folder), mode=mode, resume="allow", settings=wandb.Settings(silent=True),
         )  # fmt: skip
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -164,9 +172,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             continue
-    staging = path.with_suffix(".tmp")
-    staging.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    staging.rename(path)
+    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _scalars(prefix: str, row: Mapping[str, Any]) -> Any:
@@ -184,38 +190,50 @@ def memory_gib(device: torch.device) -> float:
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
-class Clock:
-    """Throughput over the steps since the last reading, without saves and evaluations."""
+class Meter:
+    """What is measured between two metric rows: losses, throughput, memory, waiting."""
 
-    def __init__(self) -> None:
-        self.training = 0.0
-        self.started = time.perf_counter()
-        self._steps = 0
-        self._tokens = 0
-        self._seconds = 0.0
-        self._waited = 0.0
+    def __init__(self, config: RunConfig, engine: TorchEngine, stream: Stream) -> None:
+        self.engine, self.stream = engine, stream
+        self.flops_per_token = training_flops_per_token(config.model, config.data.sequence_length)
+        self.peak, self.peak_from = engine.peak_flops()
+        self.training_seconds = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.sums = LanguageSums(self.stream.languages, self.engine.device)
+        self._steps, self._tokens, self._seconds = 0, 0, 0.0
+        self._waited = self.stream.wait_seconds
 
     def add(self, seconds: float, tokens: int) -> None:
-        """One step's time and tokens."""
-        self.training += seconds
+        """One step's time and its global batch's tokens; saves and evaluations do not count."""
+        self.training_seconds += seconds
         self._seconds += seconds
         self._tokens += tokens
         self._steps += 1
 
-    def read(self, waited: float) -> tuple[float, float, float]:
-        """(tokens a second, seconds a step, share spent waiting for data) since the last reading.
-
-        Args:
-            waited: seconds that the stream has made the run wait, in all.
-        """
+    def row(self, manifest: Manifest, steps_left: int) -> dict[str, Any]:
+        """The row since the last one, of all processes; begins the next."""
+        self.engine.sum(self.sums.values)
+        by_language = self.sums.by_language()
+        family_of = {code: entry.family for code, entry in manifest.languages.items()}
+        nll, tokens, size = (sum(row[i] for row in by_language.values()) for i in range(3))
         seconds = max(1e-9, self._seconds)
-        rates = (
-            self._tokens / seconds,
-            seconds / max(1, self._steps),
-            min(1.0, (waited - self._waited) / seconds),
-        )
-        self._steps, self._tokens, self._seconds, self._waited = 0, 0, 0.0, waited
-        return rates
+        speed, step_seconds = self._tokens / seconds, seconds / max(1, self._steps)
+        row = {
+            "loss": nll / tokens,
+            "bpb": nll / LN2 / max(1.0, size),
+            "families": language_rows(family_sums(by_language, family_of)),
+            "languages": language_rows(by_language),
+            "tokens_per_second": speed,
+            "mfu": speed * self.flops_per_token / (self.peak * self.engine.world),
+            "memory_gib": memory_gib(self.engine.device),
+            "data_wait_share": min(1.0, (self.stream.wait_seconds - self._waited) / seconds),
+            "step_seconds": step_seconds,
+            "eta_seconds": step_seconds * steps_left,
+        }
+        self._begin()
+        return row
 
 
 def console_line(step: int, steps: int, row: Mapping[str, Any]) -> str:

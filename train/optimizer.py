@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..data.errors import check_minimums
 from .errors import UserError
 
 
@@ -48,6 +49,13 @@ class OptimConfig:
     """Share of the steps that decay linearly at the end (wsd)."""
     final_share: float = 0.1
     """Learning rate at the end, as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        check_minimums(
+            self, "optim", learning_rate=0, beta1=0, beta2=0, eps=0, weight_decay=0,
+            muon_learning_rate=0, muon_momentum=0, clip_norm=0, z_loss=0, warmup_steps=0,
+            decay_share=0, final_share=0,
+        )  # fmt: skip
 
 
 def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:

@@ -12,8 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..data.ledger import SHARE_TOTAL
 from ..data.manifest import Manifest
 from ..data.order import Order
+from ..data.shards import write_atomically
 from ..data.stream import build_order, check_slots, first_ledger
 from ..model.accounting import (
     ParameterCounts,
@@ -126,19 +128,24 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
 
 
 def language_plans(order: Order, manifest: Manifest, steps: int, T: int) -> list[LanguagePlan]:
-    """Tokens and epochs of every language after so many steps, from the order's arithmetic."""
-    cursors = order.cursors(steps)
-    return [
-        LanguagePlan(
-            code=code,
-            family=entry.family,
-            train_tokens=entry.train_tokens,
-            sequences=cursors[code],
-            tokens=cursors[code] * T,
-            epochs=cursors[code] / order.epoch_length[code],
+    """Tokens and epochs of every language after so many steps: its exact share, to a sequence."""
+    entry = order.ledger.entries[0]
+    sequences = steps * entry.slots * order.ledger.slot_sequences
+    rows = []
+    for code, held in manifest.languages.items():
+        share = entry.families[held.family] * entry.languages[held.family][code] / SHARE_TOTAL**2
+        read = round(sequences * share)
+        rows.append(
+            LanguagePlan(
+                code=code,
+                family=held.family,
+                train_tokens=held.train_tokens,
+                sequences=read,
+                tokens=read * T,
+                epochs=read / order.epoch_length[code],
+            )
         )
-        for code, entry in manifest.languages.items()
-    ]
+    return rows
 
 
 def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
@@ -202,4 +209,4 @@ def write_plan(plan: Plan, config: RunConfig, path: Path) -> None:
     """The same tables as plain text."""
     text = io.StringIO()
     print_plan(plan, config, Console(file=text, width=110))
-    path.write_text(text.getvalue(), encoding="utf-8")
+    write_atomically(path, text.getvalue().encode())

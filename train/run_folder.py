@@ -4,10 +4,13 @@ config.yaml (resolved), plan.txt, environment.json, metrics.jsonl, checkpoints/,
 evaluation.json, report.html, triggers/ (touch `save` or `exit`). Read next: `checkpoint.py`.
 """
 
+import fcntl
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -19,6 +22,7 @@ import torch
 from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.prepare import load_prepared
+from ..data.shards import write_atomically
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
 from .checkpoint import latest_checkpoint, load_weights, read_state
@@ -27,7 +31,8 @@ from .config import RunConfig
 from .errors import UserError
 
 MAY_CHANGE = ("run.steps", "run.root", "engine.", "checkpoint.", "logging.", "evaluation.",
-              "cluster.", "data.prepared", "data.corpus")  # fmt: skip
+              "cluster.", "debug.", "data.prepared", "data.corpus", "optim.learning_rate",
+              "optim.muon_learning_rate", "optim.clip_norm")  # fmt: skip
 """Settings that a resumed run may change; any other difference is another run."""
 
 
@@ -60,10 +65,28 @@ def open_folder(config: RunConfig) -> Path:
             )
     for part in ("checkpoints", "samples", "triggers"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    written.write_text(to_yaml(config), encoding="utf-8")
+    write_atomically(written, to_yaml(config).encode())
     environment = json.dumps(describe_environment(), indent=1)
-    (folder / "environment.json").write_text(environment, encoding="utf-8")
+    write_atomically(folder / "environment.json", environment.encode())
     return folder
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Holds a run folder for one writer.
+
+    Raises:
+        UserError: another process trains this run.
+    """
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process trains this run; wait for it, or give this one "
+                "another run.name"
+            ) from None
+        yield
 
 
 def describe_environment() -> dict[str, Any]:

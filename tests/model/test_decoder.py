@@ -156,6 +156,26 @@ def test_fused_loss_and_its_gradients_equal_pytorchs(
     torch.testing.assert_close(ours, theirs)
 
 
+def test_custom_gradients_under_bf16_autocast_are_those_of_fp32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 64, 32, generator=generator, requires_grad=True)
+    head = torch.randn(200, 32, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 200, (2, 64), generator=generator)
+    norm = RMSNorm(32, 1e-6)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        loss, nll = next_token_loss(norm(hidden), head, targets, z_weight=1e-3)
+        assert nll.dtype == torch.float32
+        return torch.autograd.grad(loss, (hidden, head, norm.weight))
+
+    exact = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = gradients()
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        assert (one - other).norm() < 0.02 * one.norm()
+
+
 def test_rms_norm_and_its_gradients_equal_pytorchs() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 5, 16, generator=generator, dtype=torch.float64, requires_grad=True)

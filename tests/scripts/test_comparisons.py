@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from xylem.scripts.compare_evaluations import comparison, read_evaluation
 from xylem.scripts.loss_compare import compare, losses
 from xylem.train.errors import UserError

@@ -1,7 +1,10 @@
 """Checkpoints: whole or not there, verified on load, families in files of their own."""
 
 import json
+import os
+import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +93,7 @@ def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
     theirs_state = {(n, k): v for n, k, v in other.state()}
     assert ours_state.keys() == theirs_state.keys()
     assert all(torch.equal(v, theirs_state[key]) for key, v in ours_state.items())
-    assert read_state(saved) == state(5)
+    assert replace(read_state(saved), files=()) == state(5)
 
 
 def test_a_family_has_files_of_its_own(saved: Path) -> None:
@@ -150,7 +153,7 @@ def test_another_format_is_refused(saved: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     writer = CheckpointWriter(tmp_path, keep=2, keep_every=0)
     decoder = model()
@@ -158,13 +161,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
     writer.save(decoder, optimizers, state(5))
     writer.wait()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    writer.save(decoder, optimizers, state(6))
-    with pytest.raises(OSError, match="No space left"):
-        writer.close()
+    # A real refusal to write, from the kernel: no file may grow beyond 2 kB.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        writer.save(decoder, optimizers, state(6))
+        with pytest.raises(OSError, match=r"step-6 could not be written .*: the last whole check"):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-5"
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-5"]
 
@@ -187,6 +192,38 @@ def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path: Path) -> None:
     writer.close()
     kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*"))
     assert kept == ["step-4", "step-6", "step-7"]
+
+
+def test_going_back_sets_the_newer_ones_aside_and_keeps_what_is_saved_next(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, keep=2, keep_every=4)
+    decoder = model()
+    optimizers = stepped(decoder)
+    for step in range(1, 13):
+        writer.save(decoder, optimizers, state(step))
+    writer.close()
+    writer = CheckpointWriter(tmp_path, keep=2, keep_every=4, resumed_at=4)
+    writer.save(decoder, optimizers, state(5))
+    writer.close()
+    root = tmp_path / "checkpoints"
+    assert latest_checkpoint(tmp_path) == root / "step-5"
+    assert sorted(p.name for p in root.glob("step-*")) == ["step-4", "step-5"]
+    assert sorted(p.name for p in root.glob("abandoned-*")) == [
+        f"abandoned-step-{n}" for n in (11, 12, 8)
+    ]
+
+
+def test_missing_optimiser_state_of_a_family_is_found(saved: Path) -> None:
+    for path in list(saved.glob("optimizer-family-alpha*")):
+        path.unlink()
+    decoder = model()
+    with pytest.raises(DamagedCheckpoint, match=r"optimizer-family-alpha.safetensors or its"):
+        load_optimizers(saved, decoder, Optimizers(decoder, OptimConfig(), 10))
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(saved: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o666 & ~mask}
 
 
 def test_a_latest_that_names_nothing_is_an_error_not_a_new_start(saved: Path) -> None:

@@ -40,9 +40,9 @@ def test_every_heldout_token_is_predicted_once_from_its_own_document(
         # Within a document, a target is the next input.
         same = kept[:-1] & (documents[:-1] == documents[1:])
         assert (targets[:-1][same] == inputs[1:][same]).all()
-        first = np.flatnonzero(np.diff(documents, prepend=-2))
-        starts = [i for i in first if documents[i] >= 0]
-        assert any(inputs[i] == tokenizer.bos_id for i in starts) or len(starts) == 1
+        begins = np.flatnonzero((np.diff(documents, prepend=-2) != 0) & (documents >= 0))
+        if T == 500:  # every document fits a row, so every piece begins with the begin token
+            assert (inputs[begins] == tokenizer.bos_id).all()
     assert (np.concatenate(predicted) == expected).all()
 
 

@@ -86,6 +86,14 @@ class TorchEngine:
                     parameter.grad = torch.zeros_like(parameter)
             _sum_together([p.grad for p in parameters if p.grad is not None])
 
+    def leader_says(self, text: str) -> str:
+        """What the leader passes, on every process."""
+        if self.world == 1:
+            return text
+        said = [text]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
     def same_everywhere(self, what: str, value: str) -> None:
         """Checks that every process holds the same text.
 
