@@ -92,7 +92,10 @@ def discover(corpus: Path, languages: Sequence[str] = ()) -> dict[str, list[Path
     hidden files are passed over. Raises DataError.
     """
     if not corpus.is_dir():
-        raise DataError(f"{corpus}: no such folder: set data.corpus to a folder of text")
+        raise DataError(
+            f"{corpus}: no such folder: set data.corpus to a folder of text "
+            "(`python -m xylem.scripts.make_world runs/world` makes the default one)"
+        )
     entries = sorted(entry for entry in corpus.iterdir() if not entry.name.startswith("."))
     if not entries:
         raise DataError(

@@ -4,14 +4,14 @@
 #
 #   bash scripts/quickstart.sh [KEY=VALUE ...]      settings for every verb, for example run.steps=60
 #
-#   XYLEM_QUICKSTART_NAME   name of the run; its folder is runs/NAME (default quickstart)
+#   XYLEM_QUICKSTART_ROOT   where world and run are put (default runs)
 #   XYLEM_QUICKSTART_SIZE   factor on the amount of text (default 1.0)
 #
 # Needs Python 3.11 or newer and nothing else. A second run begins afresh and keeps the one before it
-# in runs/NAME.old.
+# in runs/quickstart.old.
 set -euo pipefail
 
-settings=(experiment=quickstart "run.name=${XYLEM_QUICKSTART_NAME:-quickstart}" "$@")
+settings=(experiment=quickstart "run.root=${XYLEM_QUICKSTART_ROOT:-runs}" "$@")
 titles=() times=() pretraining=''
 stage_began=$SECONDS
 
@@ -78,7 +78,12 @@ if [ -e "$run" ]; then
     mv "$run" "$run.old"
     echo "kept the run before this one as $run.old"
 fi
-show python -m xylem.scripts.make_world "$run/world" --size "${XYLEM_QUICKSTART_SIZE:-1.0}"
+world=$(dirname "$run")/world
+if [ -e "$world/world.json" ]; then
+    echo "using the world that is in $world (remove it to make another)"
+else
+    show python -m xylem.scripts.make_world "$world" --size "${XYLEM_QUICKSTART_SIZE:-1.0}"
+fi
 
 stage "Prepare: text to tokenizer, shards and manifest"
 show xylem prepare "${settings[@]}"
@@ -144,6 +149,6 @@ $run/report.html        curves, bits per byte, samples, config: open it in a bro
 $run/samples/           text written while training, a file a step
 $exported/   a Hugging Face folder per family, each with its gate.json and model card
 $run/metrics.jsonl      every number of the run
-$run/world/             the corpus, in the form your own should have
+$world/corpus/            the corpus, in the form your own should have
 Your own text: xylem prepare data=default data.corpus=FOLDER data.prepared=FOLDER; README.md goes on.
 END
