@@ -35,6 +35,8 @@ SUFFIXES = (
     *(a + b for a in JSON_SUFFIXES + TEXT_SUFFIXES for b in ("", *COMPRESSIONS)),
     *PARQUET_SUFFIXES,
 )
+_REMOVED = "_removed"
+"""FineWeb-2's folders of documents that its filters left out."""
 _CODE_SHAPE = re.compile(r"[A-Za-z]{2,3}[_-][A-Za-z]{4}")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -106,6 +108,8 @@ def discover(corpus: Path, languages: Sequence[str] = ()) -> dict[str, list[Path
     for entry in entries:
         code = entry.name.split(".")[0]
         if languages and code not in languages:
+            continue
+        if entry.is_dir() and code.endswith(_REMOVED):
             continue
         files = _files(entry)
         if not files and not (entry.is_file() and _CODE_SHAPE.fullmatch(code)):
@@ -184,12 +188,15 @@ def language_folder(corpus: Path, code: str) -> Path | None:
 
 
 def _files(entry: Path) -> list[Path]:
+    # FineWeb-2 keeps a test split beside the one to train on.
+    left_out = entry / "test" if (entry / "train").is_dir() else None
     candidates = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
     return [
         file
         for file in candidates
         if file.is_file()
         and file.name.endswith(SUFFIXES)
+        and left_out not in file.parents
         and not any(part.startswith(".") for part in file.relative_to(entry.parent).parts)
     ]
 

@@ -250,6 +250,7 @@ def write_model(
     }
     dense = dense_state_dict(decoder, family)
     save_file(dense, folder / WEIGHTS_NAME, {"format": "pt"})
+    (folder / WEIGHTS_NAME).chmod(folder.stat().st_mode & 0o666)  # made for its owner alone
     for name, content in ((CONFIG_NAME, config), ("generation_config.json", generation)):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
@@ -283,7 +284,9 @@ def staged_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
             f"{folder} is there and is no export of Xylem: choose another folder, or force it"
         )
     staging, old = (folder.with_name(f"{folder.name}.xylem-{kind}") for kind in ("partial", "old"))
-    for leftover in (staging, old):  # a killed export's
+    if old.is_dir() and not folder.exists():  # killed between the two renames below
+        old.rename(folder)
+    for leftover in (staging, old):
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)
     try:

@@ -70,6 +70,13 @@ def test_concatenated_compressed_files_are_read_whole(
     assert list(read_documents(write(tmp_path / f"swh_Latn.jsonl{suffix}", data))) == EXPECTED
 
 
+def test_fineweb2s_folders_give_their_train_split_only(tmp_path: Path) -> None:
+    train = fineweb(tmp_path / "swh_Latn" / "train" / "000_00000.parquet")
+    fineweb(tmp_path / "swh_Latn" / "test" / "000_00000.parquet")
+    fineweb(tmp_path / "swh_Latn_removed" / "train" / "000_00000.parquet")
+    assert discover(tmp_path) == {"swh_Latn": [train]}
+
+
 def test_parquet_of_fineweb2s_columns_is_read(tmp_path: Path) -> None:
     assert list(read_documents(fineweb(tmp_path / "swh_Latn.parquet"))) == EXPECTED
 
