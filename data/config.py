@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .errors import check_minimums
+from .errors import DataError, check_minimums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +82,7 @@ class DataConfig:
             self, "data", heldout_share=0, heldout_documents=0, shard_tokens=1, sequence_length=1,
             slot_sequences=1, slots_per_step=1, family_temperature=0.1, language_temperature=0.1,
         )  # fmt: skip
+        if self.heldout_share >= 1:
+            raise DataError(
+                f"data.heldout_share={self.heldout_share} must be below 1: it leaves no text"
+            )

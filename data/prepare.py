@@ -292,11 +292,6 @@ def _fingerprint(corpus: Path, sources: Sources) -> dict[str, list[int]]:
 def _check_config(config: DataConfig) -> None:
     if config.tokenizer.path is None:
         check_settings(config.tokenizer)
-    if not 0 <= config.heldout_share < 1:
-        raise DataError(f"data.heldout_share={config.heldout_share}: use a share from 0 to below 1")
-    for name, least in (("shard_tokens", 1), ("sequence_length", 1), ("heldout_documents", 0)):
-        if getattr(config, name) < least:
-            raise DataError(f"data.{name}={getattr(config, name)}: use {least} or more")
 
 
 def _settings(config: DataConfig, given: Tokenizer | None) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_the_slots_and_sequences_are_those_that_training_reads(
         assert [(r.language, r.epoch, r.position) for r in rows] == [
             (r.language, r.epoch, r.position) for r in wanted
         ]
-        trained = stream.read(step)
+        trained = stream.read(step).micro_batches
         predicted = sum(int((micro.targets_BT != -100).sum()) for micro in trained)
         assert sum(row.predicted for row in rows) == predicted
         assert {row.tokens for row in rows} == {T}

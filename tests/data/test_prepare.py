@@ -507,10 +507,10 @@ def test_malformed_lines_are_skipped_and_counted_if_asked(config: DataConfig) ->
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"heldout_share": 1.0}, r"data\.heldout_share=1\.0: use a share"),
-        ({"shard_tokens": 0}, r"data\.shard_tokens=0: use 1 or more"),
-        ({"sequence_length": 0}, r"data\.sequence_length=0: use 1 or more"),
-        ({"heldout_documents": -1}, r"data\.heldout_documents=-1: use 0 or more"),
+        ({"heldout_share": 1.0}, r"data\.heldout_share=1\.0 must be below 1"),
+        ({"shard_tokens": 0}, r"data\.shard_tokens=0 must be at least 1"),
+        ({"sequence_length": 0}, r"data\.sequence_length=0 must be at least 1"),
+        ({"heldout_documents": -1}, r"data\.heldout_documents=-1 must be at least 0"),
         ({"tokenizer": TokenizerConfig(vocab_size=10)}, r"vocab_size=10: .* use 320 or more"),
         ({"tokenizer": TokenizerConfig()}, r"vocab_size=8192: .* use \d+ or less"),
         ({"corpus": "nowhere"}, "nowhere: no such folder"),

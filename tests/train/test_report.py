@@ -350,7 +350,7 @@ def test_the_history_says_whether_rows_are_contiguous(tmp_path: Path, page: Page
     history = page.sections["history"]
     assert "60 training rows, from step 1 to 60, one a step, none missing" in history
     assert "step 40" in history and "step 60" in history and "newest" in history
-    assert "2026-01-02 03:04 40 2 cpu bf16 0123456789ab" in history
+    assert "2026-01-02 03:04:05 UTC 40 2 cpu bf16 0123456789ab" in history
     run = make_run(tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join(lines[:7] + lines[10:]))
