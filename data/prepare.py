@@ -63,6 +63,7 @@ def prepare(config: DataConfig, *, force: bool = False, console: Console | None 
     done = _already_prepared(folder, settings, fingerprint, families, force)
     if done is not None:
         _check_lengths(done.languages, config)
+        _verify(folder, done.languages, console)
         _say(console, f"{folder}: prepared before from this text and these settings: nothing to do")
         return done
     with staging_folder(folder, notice) as staging:

@@ -93,6 +93,8 @@ def discover(corpus: Path, languages: Sequence[str] = ()) -> dict[str, list[Path
     With `languages`, only these, and all of them. Files with a suffix that Xylem does not read and
     hidden files are passed over. Raises DataError.
     """
+    if corpus.is_file():
+        raise DataError(f"{corpus}: this is a file: set data.corpus to its folder, {corpus.parent}")
     if not corpus.is_dir():
         raise DataError(
             f"{corpus}: no such folder: set data.corpus to a folder of text "
@@ -112,10 +114,10 @@ def discover(corpus: Path, languages: Sequence[str] = ()) -> dict[str, list[Path
         if entry.is_dir() and code.endswith(_REMOVED):
             continue
         files = _files(entry)
-        if not files and not (entry.is_file() and _CODE_SHAPE.fullmatch(code)):
+        if not files and not _CODE_SHAPE.fullmatch(code):
             continue
         if not files:
-            raise DataError(f"{entry}: not a format that Xylem reads: use {', '.join(SUFFIXES)}")
+            raise DataError(f"{entry}: nothing here that Xylem reads: use {', '.join(SUFFIXES)}")
         _check_code(entry, code)
         if code in found:
             raise DataError(

@@ -89,7 +89,6 @@ def export(arguments: argparse.Namespace) -> None:
         step=arguments.step,
         families=arguments.families or None,
         out=arguments.out,
-        force=arguments.force,
     )
 
 
@@ -179,7 +178,6 @@ def parser() -> argparse.ArgumentParser:
     made["evaluate"].add_argument("--facts", type=Path, help="facts.jsonl (evaluation.facts)")
     made["export"].add_argument("--families", nargs="*", help="families (all)")
     made["export"].add_argument("--out", type=Path, help="folder (RUN/export/step-N)")
-    made["export"].add_argument("--force", action="store_true", help="replace exports there")
     return top
 
 

@@ -17,7 +17,14 @@ from ..data.prepare import load_prepared
 from ..data.stream import Stream, first_ledger
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
-from .checkpoint import latest_checkpoint, load_optimizers, load_rng, load_weights, read_state
+from .checkpoint import (
+    DamagedCheckpoint,
+    latest_checkpoint,
+    load_optimizers,
+    load_rng,
+    load_weights,
+    read_state,
+)
 from .compose import to_yaml
 from .config import RunConfig
 from .console import say
@@ -110,7 +117,7 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
     if engine.leader:
         begun = f"resumed at step {trainer.step} from {checkpoint}" if checkpoint else "new run"
         if trainer.step >= config.run.steps:
-            begun += f", already at run.steps={config.run.steps}: nothing to train"
+            begun += f", run.steps={config.run.steps} is reached: nothing to train"
         say(
             f"{folder}: {begun}; {len(manifest.languages)} languages in "
             f"{len(manifest.families)} families; {engine.world} process(es) on "
@@ -128,7 +135,13 @@ def find_checkpoint(config: RunConfig, folder: Path) -> Path | None:
     Raises:
         UserError: the path is none, or `never` would bury another run.
     """
-    wanted, own = config.checkpoint.resume, latest_checkpoint(folder)
+    wanted = config.checkpoint.resume
+    try:
+        own = latest_checkpoint(folder)
+    except DamagedCheckpoint:
+        if wanted in ("auto", "never"):
+            raise
+        own = None  # a path is the way out of a damaged `latest`
     if own is not None and (wanted == "auto" or read_state(own).origin == wanted):
         return own
     if wanted == "auto":

@@ -68,7 +68,9 @@ def _dataclass(
 
 def _suggest(key: str, fields: Mapping[str, Any], known: frozenset[str]) -> str:
     prefix = key[: key.rfind(".") + 1]
-    near = difflib.get_close_matches(key, [f"{prefix}{name}" for name in fields], 1, 0.6)
+    asked = key[len(prefix) :]
+    near = [f"{prefix}{n}" for n in fields if "".join(p[0] for p in n.split("_")) == asked]
+    near = near or difflib.get_close_matches(key, [f"{prefix}{name}" for name in fields], 1, 0.6)
     near = near or difflib.get_close_matches(key, known, 1, 0.5)
     near = near or [k for k in sorted(known) if k.endswith("." + key.rpartition(".")[2])][:1]
     return f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(fields)}"

@@ -156,14 +156,15 @@ def snapshot(model: nn.Module, optimizers: Optimizers) -> dict[str, dict[str, Te
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that `latest` names, if there is one.
+    """The checkpoint that `latest` names, or the newest where that file is lost; None without any.
 
     Raises:
         DamagedCheckpoint: `latest` names a folder that is gone.
     """
     pointer = run / "checkpoints" / "latest"
     if not pointer.exists():
-        return None
+        steps = [int(p.name[5:]) for p in pointer.parent.glob("step-*") if p.name[5:].isdigit()]
+        return pointer.parent / f"step-{max(steps)}" if steps else None
     name = pointer.read_text(encoding="utf-8").strip()
     folder = pointer.parent / name
     if not name or not folder.is_dir():

@@ -141,13 +141,18 @@ def read_facts(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             fact = json.loads(line)
-            fact["language"], fact["prompt"], fact["choices"], fact["label"], fact["held_out"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            whole = fact["language"] and fact["prompt"] and "held_out" in fact
+            whole = whole and len(fact["choices"]) > 1 and 0 <= fact["label"] < len(fact["choices"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            whole = False
+        if not whole:
             raise UserError(
-                f"{path}:{number} is no question ({error!r}): it needs language, prompt, choices, "
-                "label, held_out"
-            ) from error
+                f"{path}:{number} is no question: it needs language, prompt, two or more choices, "
+                "label (the place of the right one, from 0), held_out"
+            )
         facts.append(fact)
+    if not facts:
+        raise UserError(f"{path} holds no question: write some, or set evaluation.facts=null")
     return facts
 
 

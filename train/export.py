@@ -57,7 +57,6 @@ def export_run(
     step: int | None = None,
     families: Sequence[str] | None = None,
     out: Path | None = None,
-    force: bool = False,
 ) -> list[ExportResult]:
     """Exports families of a run's checkpoint, each through the gate.
 
@@ -66,7 +65,6 @@ def export_run(
         step: which checkpoint; None takes the newest.
         families: which families; None takes all.
         out: folder of the family folders; None takes RUN/export/step-N.
-        force: also replace folders that are no exports of ours.
     Raises:
         UserError: no such run, checkpoint or family.
         ModelError: a folder in the way that is no export of ours, or too little text for the gate.
@@ -79,7 +77,7 @@ def export_run(
     results = []
     with progress("export families as dense Qwen3", len(chosen)) as advance:
         for family in chosen:
-            result = _export_family(opened, family, out / family, bits, force=force)
+            result = _export_family(opened, family, out / family, bits)
             differences = {check.name: check.value for check in result.gate.checks}
             say(
                 f"export {family}: {_counted(len(result.languages))}, gate passed "
@@ -118,7 +116,7 @@ def _chosen(families: Sequence[str] | None, known: Sequence[str]) -> list[str]:
 
 
 def _export_family(
-    opened: OpenRun, family: str, folder: Path, bits: dict[str, float], *, force: bool
+    opened: OpenRun, family: str, folder: Path, bits: dict[str, float]
 ) -> ExportResult:
     manifest, tokenizer = opened.manifest, opened.tokenizer
     prepared = Path(opened.config.data.prepared)
@@ -126,7 +124,7 @@ def _export_family(
     positions = opened.config.data.sequence_length
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     failed = folder.with_name(f"{folder.name}.gate-failed.json")
-    with staged_folder(folder, force=force) as staging:
+    with staged_folder(folder) as staging:
         origin = provenance(opened, family)
         parameters = write_model(
             opened.decoder, family, staging, **ids, max_positions=positions, provenance=origin

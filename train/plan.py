@@ -81,6 +81,12 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
             f"{config.data.prepared} were made with {manifest.vocab_size} tokens: set "
             f"model.vocab_size={manifest.vocab_size}"
         )
+    if config.data.languages and set(config.data.languages) != set(manifest.languages):
+        apart = sorted(set(config.data.languages) ^ set(manifest.languages))
+        raise UserError(
+            f"data.languages and the prepared folder {config.data.prepared} differ in "
+            f"{', '.join(apart[:5])}: prepare another data.prepared for another set of languages"
+        )
     processes = config.cluster.nodes * config.cluster.processes_per_node
     check_slots(config.data.slots_per_step, processes, config.engine.micro_slots)
     order = build_order(first_ledger(config.data, manifest), manifest)

@@ -63,8 +63,16 @@ def open_folder(config: RunConfig) -> Path:
                 f"{folder} holds a run of another config: {shown}{more}; give this run another "
                 "run.name, or restore the setting"
             )
+    elif latest_checkpoint(folder) is not None:
+        raise UserError(
+            f"{folder} holds checkpoints but no config.yaml, so whose they are is unknown: restore "
+            "it, or give this run another run.name"
+        )
     for part in ("checkpoints", "samples", "triggers"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, FileExistsError):
+            raise UserError(f"{folder / part} cannot be a folder: a file is in its way") from None
     write_atomically(written, to_yaml(config).encode())
     environment = json.dumps(describe_environment(), indent=1)
     write_atomically(folder / "environment.json", environment.encode())

@@ -267,22 +267,20 @@ def is_export(folder: Path) -> bool:
 
 
 @contextmanager
-def staged_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that takes its final name only when the block ends well.
 
     An earlier export of the same name is replaced; what the block left is removed if it fails.
 
     Raises:
-        ModelError: the folder holds something that is no export, and `force` is not set.
+        ModelError: the folder holds something that is no export.
         OSError: the disk is full or the place cannot be written.
     """
     occupied = (
         folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     )
-    if occupied and not is_export(folder) and not force:
-        raise ModelError(
-            f"{folder} is there and is no export of Xylem: choose another folder, or force it"
-        )
+    if occupied and not is_export(folder):
+        raise ModelError(f"{folder} is there and is no export of Xylem: choose another folder")
     staging, old = (folder.with_name(f"{folder.name}.xylem-{kind}") for kind in ("partial", "old"))
     if old.is_dir() and not folder.exists():  # killed between the two renames below
         old.rename(folder)
@@ -316,7 +314,6 @@ def write_folder(
     pad_id: int,
     max_positions: int,
     provenance: Mapping[str, Any],
-    force: bool = False,
 ) -> None:
     """Writes a family's dense model (without tokenizer) as a folder, whole or not at all.
 
@@ -325,7 +322,7 @@ def write_folder(
         OSError: the disk is full or the place cannot be written.
     """
     check_family(decoder, family)
-    with staged_folder(folder, force=force) as staging:
+    with staged_folder(folder) as staging:
         write_model(
             decoder,
             family,

@@ -523,3 +523,13 @@ def test_settings_that_cannot_work(
         quiet(dataclasses.replace(config, **changes))
     assert "\n" not in str(caught.value)
     assert nothing_is_there(config)
+
+
+def test_a_damaged_shard_is_found_when_the_same_text_is_prepared_again(config: DataConfig) -> None:
+    quiet(config)
+    shard = next(Path(config.prepared).glob("train/*/00000.tar"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedShard, match=r"00000\.tar"):
+        quiet(config)

@@ -176,7 +176,7 @@ def test_a_language_in_an_unknown_format(tmp_path: Path) -> None:
     write(tmp_path / "fin_Latn.jsonl", jsonl(ROWS))
     write(tmp_path / "swh_Latn.csv", b"x")
     with pytest.raises(
-        DataError, match=r"swh_Latn\.csv: not a format that Xylem reads: use \.jsonl"
+        DataError, match=r"swh_Latn\.csv: nothing here that Xylem reads: use \.jsonl"
     ):
         discover(tmp_path)
 
@@ -323,3 +323,12 @@ def test_a_text_file_of_invalid_utf8(tmp_path: Path) -> None:
     counts = ReadCounts()
     found = list(read_documents(path, on_bad_line="skip", counts=counts))
     assert [d.text for d in found] == ["moja\nmbili"] and counts.bad == 1
+
+
+def test_a_languages_folder_without_text(tmp_path: Path) -> None:
+    write(tmp_path / "fin_Latn.jsonl", jsonl(ROWS))
+    write(tmp_path / "swh_Latn" / "notes.docx", b"x")
+    with pytest.raises(DataError, match=r"swh_Latn: nothing here that Xylem reads"):
+        discover(tmp_path)
+    with pytest.raises(DataError, match=r"this is a file: set data.corpus to its folder"):
+        discover(tmp_path / "fin_Latn.jsonl")

@@ -51,10 +51,8 @@ def decoder() -> Decoder:
     return build_decoder(tiny_config(), FAMILIES, seed=1)
 
 
-def export(decoder: Decoder, folder: Path, *, force: bool = False) -> None:
-    write_folder(
-        decoder, "uralic", folder, **IDS, max_positions=64, provenance={"step": 7}, force=force
-    )
+def export(decoder: Decoder, folder: Path) -> None:
+    write_folder(decoder, "uralic", folder, **IDS, max_positions=64, provenance={"step": 7})
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -181,17 +179,13 @@ def test_an_earlier_export_is_replaced(decoder: Decoder, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["uralic"]
 
 
-def test_a_folder_that_is_no_export_is_refused_without_force(
-    decoder: Decoder, tmp_path: Path
-) -> None:
+def test_a_folder_that_is_no_export_is_refused(decoder: Decoder, tmp_path: Path) -> None:
     folder = tmp_path / "uralic"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen3"}')
-    with pytest.raises(ModelError, match="is no export of Xylem: choose another folder, or force"):
+    with pytest.raises(ModelError, match="is no export of Xylem: choose another folder"):
         export(decoder, folder)
     assert (folder / "config.json").read_text() == '{"model_type": "qwen3"}'
-    export(decoder, folder, force=True)
-    assert qwen3.is_export(folder)
 
 
 def test_a_file_in_the_way_is_refused(decoder: Decoder, tmp_path: Path) -> None:

@@ -226,6 +226,11 @@ def test_files_can_be_read_by_whom_the_umask_lets(saved: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o666 & ~mask}
 
 
+def test_a_lost_latest_is_found_again_from_the_folders(saved: Path) -> None:
+    (saved.parent / "latest").unlink()
+    assert latest_checkpoint(saved.parent.parent) == saved
+
+
 def test_a_latest_that_names_nothing_is_an_error_not_a_new_start(saved: Path) -> None:
     shutil.rmtree(saved)
     with pytest.raises(DamagedCheckpoint, match="names step-5, which does not exist"):

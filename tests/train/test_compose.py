@@ -54,6 +54,7 @@ def test_the_dense_control_has_equal_active_parameters() -> None:
         (["+optim.weigth_decay=0.2"], "did you mean 'optim.weight_decay'"),
         (["experiment=quickstrat"], "has no quickstrat.yaml; known: .*quickstart"),
         (["model=huge"], "configs/model/ has no huge.yaml"),
+        (["optim.lr=1"], "did you mean 'optim.learning_rate'"),
         (["steps"], "'steps' is no setting: write key=value"),
         (["data=default"], "not set: data.corpus, data.prepared; give it"),
         (["run.steps=0"], "run.steps=0 must be at least 1"),

@@ -58,6 +58,11 @@ def test_the_checkpoints_size_is_what_is_written(prepared: Prepared, tmp_path) -
         (["engine.micro_slots=3"], DataError, "take 3 or 6"),
         (["cluster.memory_gib=0.001"], UserError, "a process would need .* GiB, cluster.memory_gi"),
         (["model.vocab_size=401"], UserError, "set model.vocab_size=400"),
+        (
+            ["data.languages=[swh_Latn]"],
+            UserError,
+            "data.languages and the prepared folder .* differ",
+        ),
         (["data.sequence_length=100000"], DataError, "less than one sequence"),
     ],
 )
