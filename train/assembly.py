@@ -110,10 +110,8 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
         load_rng(checkpoint)
         trainer.step, trainer.tokens_seen = state.step, state.tokens_seen
         trainer.seconds_before = state.seconds
-        own = checkpoint.parent == folder / "checkpoints"
-        trainer.origin = (
-            state.origin if own and config.checkpoint.resume == "auto" else trainer.origin
-        )
+        if config.checkpoint.resume == "auto":
+            trainer.origin = state.origin
     if engine.leader:
         begun = f"resumed at step {trainer.step} from {checkpoint}" if checkpoint else "new run"
         if trainer.step >= config.run.steps:

@@ -210,15 +210,12 @@ def load_optimizers(folder: Path, model: nn.Module, optimizers: Optimizers) -> N
     Raises:
         DamagedCheckpoint: a file that was written is missing or damaged.
     """
-    owners = {parameter_family(name) for name, _ in model.named_parameters()}
-    written = read_state(folder).files
-    for owner in owners:
-        name = _file_name("optimizer-", owner)
-        if name in written:
-            check_seal(folder / name)
+    hosted = {
+        _file_name("optimizer-", parameter_family(name)) for name, _ in model.named_parameters()
+    }
     state: dict[str, dict[str, Tensor]] = {}
-    for file in sorted(folder.glob("optimizer-*.safetensors")):
-        for key, value in read_tensors(file).items():
+    for file in sorted(hosted.intersection(read_state(folder).files)):
+        for key, value in read_tensors(folder / file).items():
             name, _, part = key.rpartition("/")
             state.setdefault(name, {})[part] = value
     optimizers.load(state)

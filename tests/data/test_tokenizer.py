@@ -352,7 +352,8 @@ def test_a_tokenizer_without_its_description(
 
 @pytest.fixture(scope="module")
 def fast(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     folder = tmp_path_factory.mktemp("hf")
     export_hf_tokenizer(tokenizer, folder, model_max_length=512)
     names = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}

@@ -341,7 +341,7 @@ def test_generate_refuses_mistakes_in_one_line(
 
 
 def test_ctranslate2_loads_an_export_and_agrees(trained: Trained, tmp_path: Path) -> None:
-    ctranslate2 = pytest.importorskip("ctranslate2")
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="an independent engine, of xylem[test]")
     from ctranslate2.converters import TransformersConverter
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -370,7 +370,7 @@ def test_ctranslate2_loads_an_export_and_agrees(trained: Trained, tmp_path: Path
 def test_lm_eval_asks_facts_of_an_export(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("lm_eval")
+    pytest.importorskip("lm_eval", reason="the evaluation harness, of xylem[test]")
     folder = trained.results["germanic"].folder
     lm_eval_facts.main([str(folder), "--facts", str(trained.facts), "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "accuracies.json").read_text())
