@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .curation.config import CurationConfig
 from .errors import DataError, check_minimums
+from .mixture import MixtureConfig
+from .transforms.config import TransformConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class DataConfig:
     """Field (JSONL) or column (parquet) of the text."""
     id_field: str = "id"
     """Field or column of the document id; a missing one becomes file name and line number."""
+    copies_field: str = "copies"
+    """Field or column that says how often a document counts; a missing one is 1."""
     on_bad_line: Literal["error", "skip"] = "error"
     """What a malformed line does: stop with its place, or be counted and left out."""
     heldout_share: float = 0.02
@@ -60,27 +65,34 @@ class DataConfig:
     """At most so many a language are written for evaluation; the others are left unused."""
     shard_tokens: int = 4_000_000
     """Tokens after which a new shard is begun."""
+    bucket_bytes: int = 64_000_000
+    """Text that one process sorts in memory at once; larger languages are cut into buckets."""
+    prepare_workers: int = 1
+    """Processes that `xylem prepare` works with; not in the result."""
     sequence_length: int = 512
     """Tokens a sequence, T."""
     slot_sequences: int = 4
     """Sequences a slot, k: all of one family."""
     slots_per_step: int = 8
     """Slots a step, S; the global batch is S x k sequences."""
-    family_temperature: float = 2.0
-    """Families get slots in proportion to tokens^(1/temperature)."""
-    language_temperature: float = 2.0
-    """Languages of a family share its sequences in proportion to tokens^(1/temperature)."""
     seed: int = 0
     """Seed of the order and of the held-out split."""
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    """Which share of the batch each family, language and source gets."""
     families: FamilyConfig = field(default_factory=FamilyConfig)
     """The map from language to family."""
+    curation: CurationConfig = field(default_factory=CurationConfig)
+    """How the corpus is cleaned before it is prepared."""
+    derived: dict[str, TransformConfig] = field(default_factory=dict)
+    """Name -> a source made from the training documents of others."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """How the tokenizer is made."""
 
     def __post_init__(self) -> None:
         check_minimums(
-            self, "data", heldout_share=0, heldout_documents=0, shard_tokens=1, sequence_length=1,
-            slot_sequences=1, slots_per_step=1, family_temperature=0.1, language_temperature=0.1,
+            self, "data", heldout_share=0, heldout_documents=0, shard_tokens=1, bucket_bytes=1,
+            prepare_workers=1, sequence_length=1,
+            slot_sequences=1, slots_per_step=1,
         )  # fmt: skip
         if self.heldout_share >= 1:
             raise DataError(

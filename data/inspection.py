@@ -55,10 +55,12 @@ class InspectedSequence:
 
     language: str
     """Language code."""
+    source: str
+    """Which of the language's lines of tokens."""
     epoch: int
-    """How often the language had been read through before."""
+    """How often the source had been read through before."""
     position: int
-    """Which sequence of the language's token line it is."""
+    """Which sequence of the source's token line it is."""
     documents: tuple[InspectedDocument, ...]
     """The documents, or parts of them, from left to right."""
     tokens: int
@@ -141,7 +143,8 @@ def _sequence(stream: Stream, tokenizer: Tokenizer, which: SequenceId) -> Inspec
             )
         )
     return InspectedSequence(
-        language=which.language,
+        language=stream.manifest.sources[which.source].language,
+        source=which.source,
         epoch=which.epoch,
         position=which.position,
         documents=tuple(documents),
@@ -166,7 +169,7 @@ def print_step(
             console.print(
                 Text.assemble(
                     "  ",
-                    (sequence.language, "bold cyan"),
+                    (sequence.source, "bold cyan"),
                     f"  epoch {sequence.epoch}, position {sequence.position}: "
                     f"{_counted(len(sequence.documents), 'document')}, {sequence.tokens:,} tokens, "
                     f"{sequence.predicted:,} predicted",

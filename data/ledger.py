@@ -1,22 +1,24 @@
 """The mixture ledger: what was decided about the mixture, and from which step on.
 
-An entry says how a step's slots are shared out over families and languages, in exact integers, so
-that the order needs no floating point and no state. Entries are only ever appended; an edit of the
-past is refused. Read next: `order.py`.
+An entry says how a step's slots are shared out over families, languages and sources, in exact
+integers, so that the order needs no floating point and no state. Entries are only ever appended; an
+edit of the past is refused. Read next: `mixture.py` (how an entry is decided), `order.py`.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .errors import DataError
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Changes with every change of the order's arithmetic; a run resumes only under its own version."""
 
 SHARE_TOTAL = 1 << 24
-"""Denominator of all shares: a language's share is an integer of this many parts, at least 1."""
+"""Denominator of all shares: a share is an integer of this many parts, at least 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,19 @@ class LedgerEntry:
     """Family -> share of the slots, in parts of SHARE_TOTAL; sums to it."""
     languages: dict[str, dict[str, int]]
     """Family -> language -> share of that family's sequences, in parts of SHARE_TOTAL."""
+    sources: dict[str, dict[str, int]]
+    """Language -> source -> share of that language's sequences, in parts of SHARE_TOTAL."""
+    transforms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How derived sources were made, by source."""
+    quarantine: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    """Source -> shard -> the tokens of the source's line that lie in it, [first, last + 1).
+    Sequences that hold one of them are passed over."""
     manifest_hash: str
     """Hash of the manifest whose shards are read."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The settings of `data.mixture` that it was decided with."""
+    reason: str = ""
+    """Why it was decided, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +63,27 @@ class Ledger:
     order_version: int = ORDER_VERSION
     """Version of the order's arithmetic that wrote this."""
 
+    def index_at(self, step: int) -> int:
+        """Which entry is in force at a step."""
+        return max(i for i, entry in enumerate(self.entries) if entry.from_step <= step)
+
     def at(self, step: int) -> LedgerEntry:
         """The entry in force at a step."""
-        return next(entry for entry in reversed(self.entries) if entry.from_step <= step)
+        return self.entries[self.index_at(step)]
+
+    def targets(self, step: int) -> dict[str, float]:
+        """Sequences of each source that the first `step` steps are to read, by the exact shares."""
+        targets: dict[str, float] = {}
+        for i, entry in enumerate(self.entries):
+            until = self.entries[i + 1].from_step if i + 1 < len(self.entries) else step
+            steps = max(0, min(step, until) - entry.from_step)
+            sequences = steps * entry.slots * self.slot_sequences / SHARE_TOTAL**3
+            for family, languages in entry.languages.items():
+                for code, share in languages.items():
+                    part = sequences * entry.families[family] * share
+                    for source, parts in entry.sources[code].items():
+                        targets[source] = targets.get(source, 0.0) + part * parts
+        return targets
 
     def edit(self, entry: LedgerEntry, *, current_step: int) -> "Ledger":
         """This ledger with one more decision, for a step that has not run yet.
@@ -69,19 +100,18 @@ class Ledger:
         if entry.from_step <= last:
             raise DataError(
                 f"a mixture from step {entry.from_step} comes before the last decision (from step "
-                f"{last}): entries are appended in order"
+                f"{last}): entries are appended in order; choose a step after {last}"
             )
-        return Ledger(
-            seed=self.seed,
-            sequence_length=self.sequence_length,
-            slot_sequences=self.slot_sequences,
-            entries=(*self.entries, entry),
-            order_version=self.order_version,
-        )
+        return dataclasses.replace(self, entries=(*self.entries, entry))
+
+    def before(self, step: int) -> "Ledger":
+        """The decisions that the steps before `step` were made under: what no edit may change."""
+        entries = tuple(entry for entry in self.entries if entry.from_step < step)
+        return dataclasses.replace(self, entries=entries)
 
     def to_json(self) -> str:
         """Canonical text: equal ledgers, equal bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @property
     def hash(self) -> str:
@@ -93,16 +123,36 @@ def ledger_from_json(text: str) -> Ledger:
     """Reads what `Ledger.to_json` wrote.
 
     Raises:
-        DataError: written by another version of the order's arithmetic.
+        DataError: no ledger, or one written by another version of the order's arithmetic.
     """
-    fields = json.loads(text)
-    if fields["order_version"] != ORDER_VERSION:
+    try:
+        fields = json.loads(text)
+        version = fields["order_version"]
+    except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"this ledger was written by order version {fields['order_version']}, this Xylem has "
+            "this is no mixture ledger: restore it from a checkpoint's state.json"
+        ) from None
+    if version != ORDER_VERSION:
+        raise DataError(
+            f"this ledger was written by order version {version}, this Xylem has "
             f"version {ORDER_VERSION}: resume with the version that began the run"
         )
-    entries = tuple(LedgerEntry(**entry) for entry in fields.pop("entries"))
-    return Ledger(entries=entries, **fields)
+    try:
+        entries = tuple(_entry(entry) for entry in fields.pop("entries"))
+        return Ledger(entries=entries, **fields)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"this ledger has fields that this Xylem does not know or lacks ({error}): resume with "
+            "the version that wrote it"
+        ) from None
+
+
+def _entry(fields: dict[str, Any]) -> LedgerEntry:
+    quarantine = {
+        source: {shard: (int(first), int(stop)) for shard, (first, stop) in shards.items()}
+        for source, shards in fields.pop("quarantine").items()
+    }
+    return LedgerEntry(quarantine=quarantine, **fields)
 
 
 def integer_shares(weights: Mapping[str, float]) -> dict[str, int]:
@@ -122,30 +172,3 @@ def integer_shares(weights: Mapping[str, float]) -> dict[str, int]:
     for i in by_remainder[: SHARE_TOTAL - sum(parts)]:
         parts[i] += 1
     return dict(zip(names, parts, strict=True))
-
-
-def temperature_entry(
-    tokens: Mapping[str, Mapping[str, int]],
-    *,
-    slots: int,
-    family_temperature: float,
-    language_temperature: float,
-    manifest_hash: str,
-    from_step: int = 0,
-) -> LedgerEntry:
-    """A mixture by temperature: share proportional to tokens^(1/temperature), family then language.
-
-    Args:
-        tokens: family -> language -> training tokens.
-    """
-    families = {name: sum(sizes.values()) for name, sizes in tokens.items()}
-    return LedgerEntry(
-        from_step=from_step,
-        slots=slots,
-        families=integer_shares({f: n ** (1 / family_temperature) for f, n in families.items()}),
-        languages={
-            family: integer_shares({c: n ** (1 / language_temperature) for c, n in sizes.items()})
-            for family, sizes in sorted(tokens.items())
-        },
-        manifest_hash=manifest_hash,
-    )

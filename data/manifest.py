@@ -12,12 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
-from .shards import Shard, write_atomically
+from .shards import ShardSet, write_atomically
+from .storage import Storage, as_storage
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+PARENTS_FOLDER = "manifests"
+"""Manifests that the present one extends, as HASH.json."""
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_MODEL = "tokenizer.model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One line of training tokens of a language: its text as it is, or derived from it."""
+
+    name: str
+    """`swh_Latn`; more text of it added later `swh_Latn@books`; read twice `swh_Latn.x2`; or the
+    name of a derived source."""
+    language: str
+    """The language it counts for: its family's experts read it."""
+    languages: tuple[str, ...]
+    """Languages its sequences may hold, `language` first."""
+    copies: int = 1
+    """How often its tokens count in the mixture, for documents that stand for several."""
+    transform: Mapping[str, Any] = field(default_factory=dict)
+    """How it was derived; empty for text as it is."""
+    shards: ShardSet
+    """The shards, in the order of the token line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,40 +50,30 @@ class LanguageEntry:
     """Language code, `swh_Latn`."""
     family: str
     """The family whose experts the language uses."""
-    train: tuple[Shard, ...]
-    """Shards of the training split, in the order of the token line."""
-    heldout: tuple[Shard, ...]
+    sources: tuple[Source, ...]
+    """What it is trained on; the first is its text as it is."""
+    heldout: ShardSet
     """Shards of the held-out documents."""
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of the training split."""
-        return sum(shard.tokens for shard in self.train)
+        """Tokens of the training split, over all sources."""
+        return sum(source.shards.tokens for source in self.sources)
 
     @property
     def train_documents(self) -> int:
-        """Documents of the training split."""
-        return sum(shard.documents for shard in self.train)
+        """Documents of the training split, over all sources."""
+        return sum(source.shards.documents for source in self.sources)
 
     @property
     def train_bytes(self) -> int:
-        """UTF-8 bytes of the training split's text."""
-        return sum(shard.text_bytes for shard in self.train)
+        """UTF-8 bytes of the training split's text, over all sources."""
+        return sum(source.shards.text_bytes for source in self.sources)
 
     @property
-    def heldout_tokens(self) -> int:
-        """Tokens of the held-out documents."""
-        return sum(shard.tokens for shard in self.heldout)
-
-    @property
-    def heldout_documents(self) -> int:
-        """Held-out documents."""
-        return sum(shard.documents for shard in self.heldout)
-
-    @property
-    def heldout_bytes(self) -> int:
-        """UTF-8 bytes of the held-out documents' text."""
-        return sum(shard.text_bytes for shard in self.heldout)
+    def shard_sets(self) -> tuple[ShardSet, ...]:
+        """Every line of the language, training and held out."""
+        return (*(source.shards for source in self.sources), self.heldout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +98,13 @@ class Manifest:
     """Seed of the held-out split and of the order of documents."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every setting that decided the contents."""
+    parents: tuple[str, ...] = ()
+    """Hashes of the manifests that this one extends, oldest first: it holds all their sources."""
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Every source by name, languages in sorted order."""
+        return {s.name: s for entry in self.languages.values() for s in entry.sources}
 
     @property
     def hash(self) -> str:
@@ -99,15 +118,16 @@ class Manifest:
         write_atomically(Path(folder) / MANIFEST_NAME, (text + "\n").encode())
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, place: Storage | Path | str, *, file: str = MANIFEST_NAME) -> "Manifest":
         """Reads a prepared folder's manifest; raises DataError when it is not to be trusted."""
-        path = Path(folder) / MANIFEST_NAME
+        storage = as_storage(place)
+        path = storage.name_of(file)
         try:
-            body = json.loads(path.read_text("utf-8"))
+            body = json.loads(storage.read(file))
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                f"{folder}: no manifest here, so nothing that was prepared: run `xylem prepare` "
-                "or set data.prepared to a prepared folder"
+                f"{storage.place}: no manifest here, so nothing that was prepared: run "
+                "`xylem prepare` or set data.prepared to a prepared folder"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise DataError(f"{path}: not JSON: run `xylem prepare --force`") from None
@@ -133,28 +153,30 @@ class Manifest:
                 code: LanguageEntry(
                     code=code,
                     family=entry["family"],
-                    train=tuple(Shard(**shard) for shard in entry["train"]),
-                    heldout=tuple(Shard(**shard) for shard in entry["heldout"]),
+                    sources=tuple(_source(fields) for fields in entry["sources"]),
+                    heldout=ShardSet(**entry["heldout"]),
                 )
                 for code, entry in sorted(body["languages"].items())
             },
             families=tuple(body["families"]),
             seed=body["seed"],
             settings=body["settings"],
+            parents=tuple(body["parents"]),
         )
-        manifest._check_tokenizer(Path(folder))
+        manifest._check_tokenizer(storage)
         return manifest
 
-    def _check_tokenizer(self, folder: Path) -> None:
-        model = folder / TOKENIZER_FOLDER / TOKENIZER_MODEL
-        if not model.is_file():
+    def _check_tokenizer(self, storage: Storage) -> None:
+        try:
+            model = storage.read(f"{TOKENIZER_FOLDER}/{TOKENIZER_MODEL}")
+        except (FileNotFoundError, NotADirectoryError):
             return
-        found = hashlib.sha256(model.read_bytes()).hexdigest()
+        found = hashlib.sha256(model).hexdigest()
         if found != self.tokenizer_sha256:
             raise DataError(
-                f"{model.parent}: this tokenizer ({found[:12]}…) did not make the shards beside it "
-                f"({self.tokenizer_sha256[:12]}…): put the original back or run "
-                "`xylem prepare --force`"
+                f"{storage.name_of(TOKENIZER_FOLDER)}: this tokenizer ({found[:12]}…) did not make "
+                f"the shards beside it ({self.tokenizer_sha256[:12]}…): put the original back or "
+                "run `xylem prepare --force`"
             )
 
     def _body(self) -> dict[str, Any]:
@@ -167,15 +189,26 @@ class Manifest:
             "families": list(self.families),
             "seed": self.seed,
             "settings": dict(self.settings),
+            "parents": list(self.parents),
             "languages": {
                 code: {
                     "family": entry.family,
-                    "train": [asdict(shard) for shard in entry.train],
-                    "heldout": [asdict(shard) for shard in entry.heldout],
+                    "sources": [asdict(source) for source in entry.sources],
+                    "heldout": asdict(entry.heldout),
                 }
                 for code, entry in sorted(self.languages.items())
             },
         }
+
+
+def load_parent(folder: Path, digest: str) -> Manifest:
+    """A manifest that the folder's present one extends, by its hash; raises DataError."""
+    return Manifest.load(folder, file=f"{PARENTS_FOLDER}/{digest}.json")
+
+
+def _source(fields: dict[str, Any]) -> Source:
+    shards, languages = ShardSet(**fields.pop("shards")), tuple(fields.pop("languages"))
+    return Source(shards=shards, languages=languages, **fields)
 
 
 def _hash(body: dict[str, Any]) -> str:

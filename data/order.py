@@ -1,139 +1,33 @@
 """The order: which sequences make the global batch of a step, computed and never stored.
 
 The batch is a pure function of (ledger, step): world size, workers and engine do not enter. Slots
-are shared out over families, and a family's sequences over its languages, by proportionate
-scheduling: after every step each count is its exact target rounded down or up. That is Pfair
-(Baruah, Cohen, Plaxton, Varvel 1996, "Proportionate progress") with unit jobs: the i-th unit of
-share p may run from target time (i-1)/p and must have run by i/p; earliest deadline first meets
-all windows whenever the shares sum to 1. Counts never fall, which rounding borders on a line
-(floor(t S P_f) - floor(t S P_{f-1})) does not give for families with less than a slot a step.
-Read next: `packing.py`.
+are shared out over families, a family's sequences over its languages, a language's over its
+sources (`allocation.py`); the reads of a source are a permutation of its positions
+(`permutation.py`). Read next: `packing.py`.
 """
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ledger import SHARE_TOTAL, Ledger, LedgerEntry
+from .allocation import Allocation
+from .errors import DataError
+from .ledger import Ledger, LedgerEntry
+from .permutation import Passes, epoch_key, unpermute
 
-ANCHOR_STEPS = 1024
-"""Counts are remembered every so many steps, to reach any step from the nearest one before it."""
-
-Counts = NDArray[np.int64]
-
-
-class Allocation:
-    """How many units each share has received after t steps: within 1 of its target, at every t."""
-
-    def __init__(self, shares: Sequence[int], units: int) -> None:
-        """
-        Args:
-            shares: positive parts of SHARE_TOTAL, summing to it.
-            units: units given out a step.
-        """
-        self.shares = np.asarray(shares, dtype=np.int64)
-        self.units = units
-        if self.shares.sum() != SHARE_TOTAL or (self.shares < 1).any():
-            raise ValueError("shares must be positive and sum to SHARE_TOTAL")
-        # After `period` steps every target is whole, and the pattern begins anew.
-        self.period = SHARE_TOTAL // math.gcd(SHARE_TOTAL, units)
-        self._anchors: dict[int, Counts] = {0: np.zeros(len(self.shares), dtype=np.int64)}
-        self._last = (0, self._anchors[0])
-
-    def counts(self, step: int) -> Counts:
-        """Units received by each share in the first `step` steps; they sum to step * units."""
-        if len(self.shares) == 1:
-            return np.array([step * self.units], dtype=np.int64)
-        cycles, inside = divmod(step, self.period)
-        per_cycle = self.shares * (self.period * self.units // SHARE_TOTAL)
-        return cycles * per_cycle + self._counts_in_cycle(inside)
-
-    def remember(self, step: int, counts: Sequence[int]) -> None:
-        """Makes a known state reachable at once, so that a resume need not count from 0."""
-        cycles, inside = divmod(step, self.period)
-        per_cycle = self.shares * (self.period * self.units // SHARE_TOTAL)
-        if len(counts) != len(self.shares):
-            raise ValueError(f"{len(counts)} counts for {len(self.shares)} shares")
-        known = np.asarray(counts, dtype=np.int64) - cycles * per_cycle
-        off = np.abs(known * SHARE_TOTAL - inside * self.units * self.shares)
-        if known.sum() != inside * self.units or (off >= SHARE_TOTAL).any():
-            raise ValueError(f"counts {list(counts)} cannot be those after {step} steps")
-        self._anchors[inside] = known
-
-    def _counts_in_cycle(self, step: int) -> Counts:
-        at, counts = self._last
-        if at > step or step - at > ANCHOR_STEPS:
-            at = max(anchor for anchor in list(self._anchors) if anchor <= step)
-            counts = self._anchors[at]
-        while at < step:
-            at, counts = at + 1, self._advance(at + 1, counts)
-            if at % ANCHOR_STEPS == 0:
-                self._anchors[at] = counts
-        self._last = (at, counts)
-        return counts.copy()
-
-    def _advance(self, step: int, before: Counts) -> Counts:
-        given = step * self.units
-        target, remainder = np.divmod(given * self.shares, SHARE_TOTAL)
-        counts = np.maximum(before, target)
-        missing = given - int(counts.sum())
-        if missing:
-            may_lead = np.flatnonzero((counts == target) & (remainder > 0))
-            deadlines = -(-(counts[may_lead] + 1) * SHARE_TOTAL // self.shares[may_lead])
-            counts[may_lead[np.argsort(deadlines, kind="stable")[:missing]]] += 1
-        return counts
-
-
-def permute(index: int, size: int, key: bytes) -> int:
-    """A keyed permutation of range(size), one index at a time (Feistel network, cycle walking).
-
-    Args:
-        index: in range(size).
-        key: at least 48 bytes, eight a round.
-    """
-    bits = max(2, (size - 1).bit_length())
-    low = bits // 2
-    low_mask, high_mask = (1 << low) - 1, (1 << (bits - low)) - 1
-    keys = _round_keys(key)
-    while True:
-        high, rest = index >> low, index & low_mask
-        for i in range(0, 6, 2):
-            high ^= _mix(rest ^ keys[i]) & high_mask
-            rest ^= _mix(high ^ keys[i + 1]) & low_mask
-        index = high << low | rest
-        if index < size:
-            return index
-
-
-@lru_cache(maxsize=4096)
-def _round_keys(key: bytes) -> tuple[int, ...]:
-    return tuple(int.from_bytes(key[8 * i : 8 * i + 8], "little") for i in range(6))
-
-
-def _mix(x: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
-    return x ^ (x >> 31)
-
-
-@lru_cache(maxsize=4096)
-def _epoch_key(seed: int, language: str, epoch: int) -> bytes:
-    return hashlib.sha512(f"{seed}/{language}/{epoch}".encode()).digest()
+Begin = tuple[int, int, int]
+"""Where a source stands: (sequences read ever, epoch, index in it of the next read)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceId:
-    """A packed sequence: the position-th of its language, read in its epoch-th pass."""
+    """A packed sequence: the position-th of its source, read in its epoch-th pass."""
 
-    language: str
+    source: str
     epoch: int
     position: int
 
@@ -148,111 +42,239 @@ class Slot:
 
 
 class _Stage:
-    """One ledger entry's arithmetic, with the cursors that were reached before it."""
+    """One ledger entry's arithmetic, with what was read before it."""
 
-    def __init__(self, entry: LedgerEntry, slot_sequences: int, base: dict[str, int]) -> None:
+    def __init__(self, ledger: Ledger, entry: LedgerEntry, begins: Mapping[str, Begin]) -> None:
+        self.ledger = ledger
         self.entry = entry
-        self.base = base
+        self.begins = begins
         self.families = sorted(entry.families)
         self.languages = {family: sorted(entry.languages[family]) for family in self.families}
+        self.sources = {code: sorted(shares) for code, shares in entry.sources.items()}
         self.slots = Allocation([entry.families[f] for f in self.families], entry.slots)
-        self.sequences = {
-            family: Allocation([entry.languages[family][code] for code in codes], slot_sequences)
-            for family, codes in self.languages.items()
-        }
+        self._by_family: dict[str, Allocation] = {}
+        self._by_language: dict[str, Allocation] = {}
 
-    def cursors(self, step: int) -> dict[str, int]:
-        """Sequences of each language read before `step`."""
-        cursors = dict(self.base)
+    def of_family(self, family: str) -> Allocation:
+        """A family's sequences over its languages, k a slot."""
+        if family not in self._by_family:
+            shares = self.entry.languages[family]
+            self._by_family[family] = Allocation(
+                [shares[code] for code in self.languages[family]], self.ledger.slot_sequences
+            )
+        return self._by_family[family]
+
+    def of_language(self, code: str) -> Allocation:
+        """A language's sequences over its sources, one at a time."""
+        if code not in self._by_language:
+            shares = self.entry.sources[code]
+            self._by_language[code] = Allocation([shares[s] for s in self.sources[code]], 1)
+        return self._by_language[code]
+
+    def reads(self, step: int) -> dict[str, int]:
+        """Sequences of each source that this stage read before `step`."""
+        reads: dict[str, int] = {}
         slots = self.slots.counts(step - self.entry.from_step)
         for family, count in zip(self.families, slots, strict=True):
-            read = self.sequences[family].counts(int(count))
-            for code, n in zip(self.languages[family], read, strict=True):
-                cursors[code] = cursors.get(code, 0) + int(n)
-        return cursors
+            sequences = self.of_family(family).counts(int(count))
+            for code, n in zip(self.languages[family], sequences, strict=True):
+                of_sources = self.of_language(code).counts(int(n))
+                reads.update(zip(self.sources[code], of_sources.tolist(), strict=True))
+        return reads
 
 
 class Order:
     """The global batch of every step."""
 
-    def __init__(self, ledger: Ledger, sequences: dict[str, int]) -> None:
+    def __init__(self, ledger: Ledger, sequences: Mapping[str, int]) -> None:
         """
         Args:
             ledger: the mixture's decisions.
-            sequences: packed sequences of each language, an epoch's length.
+            sequences: packed sequences of each source, an epoch's length.
+        Raises:
+            DataError: a quarantine leaves nothing of a source.
         """
         self.ledger = ledger
         self.epoch_length = sequences
-        self.stages: list[_Stage] = []
+        self._stages: dict[int, _Stage] = {}
+        self._passes: dict[tuple[int, str], Passes] = {}
         for entry in ledger.entries:
-            base = self.stages[-1].cursors(entry.from_step) if self.stages else {}
-            self.stages.append(_Stage(entry, ledger.slot_sequences, base))
+            for source in entry.quarantine:
+                if len(self._bad(entry, source)) == sequences[source]:
+                    raise DataError(
+                        f"the quarantine from step {entry.from_step} leaves nothing of {source}: "
+                        f"take the source out with data.mixture.sources.{source}=0"
+                    )
 
-    def _stage(self, step: int) -> _Stage:
-        return next(stage for stage in reversed(self.stages) if stage.entry.from_step <= step)
+    def _stage(self, index: int) -> _Stage:
+        if index not in self._stages:
+            begins: Mapping[str, Begin] = {}
+            entry = self.ledger.entries[index]
+            if index:
+                begins = self._begins(index - 1, entry.from_step)
+            self._stages[index] = _Stage(self.ledger, entry, begins)
+        return self._stages[index]
+
+    def _at(self, step: int) -> tuple[int, _Stage]:
+        index = self.ledger.index_at(step)
+        return index, self._stage(index)
+
+    def _begins(self, index: int, step: int) -> dict[str, Begin]:
+        """Where every source stands before `step`, by the arithmetic of a stage."""
+        stage = self._stage(index)
+        begins = dict(stage.begins)
+        for source, number in stage.reads(step).items():
+            epoch, inside = self._reads(index, source).locate(number)
+            before = begins[source][0] if source in begins else 0
+            begins[source] = (before + number, epoch, inside)
+        return begins
+
+    def _reads(self, index: int, source: str) -> Passes:
+        key = (index, source)
+        if key not in self._passes:
+            stage = self._stage(index)
+            begin = stage.begins.get(source)
+            bad = self._bad(stage.entry, source) if source in stage.entry.quarantine else None
+            self._passes[key] = Passes(
+                self.ledger.seed,
+                source,
+                self.epoch_length[source],
+                begin=begin[1:] if begin else (0, 0),
+                bad=bad,
+            )
+        return self._passes[key]
+
+    def _bad(self, entry: LedgerEntry, source: str) -> NDArray[np.int64]:
+        """The positions whose sequence, or the token after it, lies in a quarantined shard."""
+        T, length = self.ledger.sequence_length, self.epoch_length[source]
+        spans = [np.zeros(0, np.int64)]
+        for first, stop in entry.quarantine[source].values():
+            spans.append(np.arange(max(0, -(-first // T) - 1), min(length, -(-stop // T))))
+        return np.unique(np.concatenate(spans))
 
     def cursors(self, step: int) -> dict[str, int]:
-        """Sequences of each language that the steps before `step` read."""
-        return self._stage(step).cursors(step)
+        """Sequences of each source that the steps before `step` read."""
+        _, stage = self._at(step)
+        return self._cursors(stage, step)
+
+    def _cursors(self, stage: _Stage, step: int) -> dict[str, int]:
+        cursors = {source: begin[0] for source, begin in stage.begins.items()}
+        for source, number in stage.reads(step).items():
+            cursors[source] = cursors.get(source, 0) + number
+        return cursors
+
+    def position_of(self, step: int, source: str) -> tuple[int, int]:
+        """(epoch, index in it) of a source's next read at `step`."""
+        index, stage = self._at(step)
+        reads = stage.reads(step)
+        if source in reads:
+            return self._reads(index, source).locate(reads[source])
+        begin = stage.begins.get(source)
+        return begin[1:] if begin else (0, 0)
+
+    def readable(self, step: int, source: str) -> int:
+        """Sequences that an epoch of a source holds at a step, without those in quarantine."""
+        return self._reads(self._at(step)[0], source).readable
 
     def slot_counts(self, step: int) -> dict[str, int]:
         """Slots of each family in a step, zeros included."""
-        stage = self._stage(step)
-        inside = step - stage.entry.from_step
-        before = stage.slots.counts(inside)
-        counts = stage.slots.counts(inside + 1) - before
-        return {family: int(n) for family, n in zip(stage.families, counts, strict=True)}
+        _, stage = self._at(step)
+        counts = dict.fromkeys(stage.families, 0)
+        for i, before, after in stage.slots.given(step - stage.entry.from_step):
+            counts[stage.families[i]] = after - before
+        return counts
 
     def step(self, step: int) -> list[Slot]:
         """The slots of a step, families in their fixed order."""
-        stage = self._stage(step)
-        inside = step - stage.entry.from_step
-        before, after = stage.slots.counts(inside), stage.slots.counts(inside + 1)
+        index, stage = self._at(step)
         slots: list[Slot] = []
-        for family, first, last in zip(stage.families, before, after, strict=True):
-            for number in range(int(first), int(last)):
-                slots.append(Slot(len(slots), family, self._sequences(stage, family, number)))
+        for i, first, last in stage.slots.given(step - stage.entry.from_step):
+            family = stage.families[i]
+            for number in range(first, last):
+                sequences = tuple(self._sequences(index, family, number))
+                slots.append(Slot(len(slots), family, sequences))
         return slots
 
-    def _sequences(self, stage: _Stage, family: str, slot: int) -> tuple[SequenceId, ...]:
-        allocation = stage.sequences[family]
-        before, after = allocation.counts(slot), allocation.counts(slot + 1)
-        return tuple(
-            self.sequence(code, stage.base.get(code, 0) + i)
-            for code, first, last in zip(stage.languages[family], before, after, strict=True)
-            for i in range(int(first), int(last))
-        )
+    def _sequences(self, index: int, family: str, slot: int) -> Iterator[SequenceId]:
+        stage = self._stage(index)
+        languages = stage.languages[family]
+        for i, first, last in stage.of_family(family).given(slot):
+            code = languages[i]
+            sources = stage.sources[code]
+            if len(sources) == 1:
+                reads = self._reads(index, sources[0])
+                for number in range(first, last):
+                    yield SequenceId(sources[0], *reads.read(number))
+                continue
+            for number in range(first, last):
+                ((which, before, _),) = stage.of_language(code).given(number)
+                source = sources[which]
+                yield SequenceId(source, *self._reads(index, source).read(before))
 
-    def sequence(self, language: str, index: int) -> SequenceId:
-        """The index-th sequence ever read of a language; each epoch has its own permutation."""
-        length = self.epoch_length[language]
-        epoch, inside = divmod(index, length)
-        key = _epoch_key(self.ledger.seed, language, epoch)
-        return SequenceId(language, epoch, permute(inside, length, key))
+    def times_read(self, step: int, source: str, position: int) -> int:
+        """How often the steps before `step` read a position of a source."""
+        seed, length = self.ledger.seed, self.epoch_length[source]
+        here = np.array([position])
+        times = 0
+        for index in range(self.ledger.index_at(step) + 1):
+            stage = self._stage(index)
+            entries = self.ledger.entries
+            later = index + 1 < len(entries) and entries[index + 1].from_step < step
+            until = entries[index + 1].from_step if later else step
+            if source in stage.entry.quarantine and position in self._bad(stage.entry, source):
+                continue
+            number = stage.reads(until).get(source, 0)
+            passes = self._reads(index, source)
+            (first, begin), (last, end) = passes.begin, passes.locate(number)
+            for epoch in range(first, last + 1):
+                at = int(unpermute(here, length, epoch_key(seed, source, epoch))[0])
+                lowest = begin if epoch == first else 0
+                highest = end if epoch == last else length
+                times += lowest <= at < highest
+        return times
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint keeps: O(languages) integers, equal on every rank."""
-        stage = self._stage(step)
+        """What a checkpoint keeps: O(sources) integers, equal on every rank."""
+        # The stage of the last step that ran: a later edit may begin at this very step.
+        index, stage = self._at(max(0, step - 1))
         return {
             "step": step,
-            "ledger_hash": self.ledger.hash,
+            "ledger_hash": self.ledger.before(step).hash,
+            "stage": index,
+            "begins": {source: list(begin) for source, begin in sorted(stage.begins.items())},
             "family_slots": stage.slots.counts(step - stage.entry.from_step).tolist(),
-            "cursors": self.cursors(step),
+            "cursors": dict(sorted(self._cursors(stage, step).items())),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Takes a checkpoint's state as a starting point for counting.
+
+        The ledger may have been edited since, from the state's step on.
 
         Raises:
             ValueError: the state is not this order's.
         """
-        step, slots, cursors = state["step"], state["family_slots"], state["cursors"]
-        stage = self._stage(step)
-        stage.slots.remember(step - stage.entry.from_step, slots)
+        step, index, cursors = state["step"], state["stage"], state["cursors"]
+        begins = {source: (n, epoch, at) for source, (n, epoch, at) in state["begins"].items()}
+        if state["ledger_hash"] != self.ledger.before(step).hash:
+            raise ValueError(f"the stream's state at step {step} is not that of this ledger")
+        entry = self.ledger.entries[index]
+        stage = _Stage(self.ledger, entry, begins)
+        slots = state["family_slots"]
+        stage.slots.remember(step - entry.from_step, slots)
         for family, count in zip(stage.families, slots, strict=True):
-            read = [cursors[code] - stage.base.get(code, 0) for code in stage.languages[family]]
-            stage.sequences[family].remember(count, read)
-        if state["ledger_hash"] != self.ledger.hash or cursors != self.cursors(step):
+            in_family: list[int] = []
+            for code in stage.languages[family]:
+                reads = [
+                    cursors[source] - (begins[source][0] if source in begins else 0)
+                    for source in stage.sources[code]
+                ]
+                stage.of_language(code).remember(sum(reads), reads)
+                in_family.append(sum(reads))
+            stage.of_family(family).remember(count, in_family)
+        self._stages[index] = stage
+        self._passes = {key: p for key, p in self._passes.items() if key[0] != index}
+        if self._cursors(stage, step) != cursors:
             raise ValueError(f"the stream's state at step {step} is not that of this ledger")
 
 
@@ -262,9 +284,7 @@ def fingerprint(order: Order, ids: int = 1000) -> str:
     while seen < ids:
         for slot in order.step(step):
             for sequence in slot.sequences[: ids - seen]:
-                digest.update(
-                    f"{sequence.language}/{sequence.epoch}/{sequence.position}\n".encode()
-                )
+                digest.update(f"{sequence.source}/{sequence.epoch}/{sequence.position}\n".encode())
                 seen += 1
         step += 1
     return digest.hexdigest()

@@ -1,20 +1,20 @@
-"""How tokens lie on disk: WebDataset tar shards with a side index, read as one token line.
+"""How tokens lie on disk: WebDataset tar shards with a side index, and tables of shards.
 
 A sample of a shard is a block of whole documents: `<key>.tokens.npy` (their tokens one after the
 other) and `<key>.json` (`language`, and per document `ids`, `tokens`, `bytes`). webdataset's own
-reader opens a shard; ours maps it into memory through the side index, which holds where each
-block's raw tokens begin. Read next: `manifest.py` (which shards make a prepared folder).
+reader opens a shard; ours reads its blocks through the side index, which holds where each block's
+raw tokens begin and their sha256. A line of tokens is the shards of one table, JSON lines of
+`Shard`. So every byte that training reads is under one hash: the manifest's names the table's,
+that the index's, that the block's. Read next: `token_line.py` (reading), `manifest.py`.
 """
 
 import hashlib
 import io
 import json
-import mmap
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -24,12 +24,8 @@ import numpy.typing as npt
 
 from .errors import DamagedShard
 
-Int64 = npt.NDArray[np.int64]
-
 BLOCK_TOKENS = 32_768
 """A block is closed by the first document that brings it to so many tokens."""
-_OPEN_SHARDS = 256
-"""Mapped shards a process keeps open: each holds a file descriptor, of usually 1,024."""
 _HASH_CHUNK = 1 << 20
 
 
@@ -49,6 +45,30 @@ class Shard:
     """Documents in the shard."""
     tokens: int
     """Tokens in the shard, with the begin and end token of each document."""
+    text_bytes: int
+    """UTF-8 bytes of the documents' text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSet:
+    """The shards of one line of tokens: their table, under a hash, and their totals.
+
+    A manifest holds this rather than the shards, so that a run over a million shards begins without
+    reading a million records.
+    """
+
+    table: str
+    """Path of the table inside the prepared folder; empty for a line without tokens."""
+    sha256: str
+    """Of the table's bytes."""
+    shards: int
+    """Shards in the table."""
+    bytes: int
+    """Size of the tars."""
+    documents: int
+    """Documents of the line."""
+    tokens: int
+    """Tokens of the line, with the begin and end token of each document."""
     text_bytes: int
     """UTF-8 bytes of the documents' text."""
 
@@ -136,6 +156,7 @@ class ShardWriter:
         self._text_bytes = 0
         self._block_offset: list[int] = []
         self._block_length: list[int] = []
+        self._block_sha256: list[bytes] = []
         self._json_offset: list[int] = []
         self._json_size: list[int] = []
         self._document_tokens: list[int] = []
@@ -191,6 +212,7 @@ class ShardWriter:
             token_bytes=np.int64(self._dtype.itemsize),
             block_offset=np.array(self._block_offset, np.int64),
             block_tokens=np.array(self._block_length, np.int64),
+            block_sha256=np.frombuffer(b"".join(self._block_sha256), np.uint8).reshape(-1, 32),
             json_offset=np.array(self._json_offset, np.int64),
             json_size=np.array(self._json_size, np.int64),
             document_tokens=np.array(self._document_tokens, np.int64),
@@ -231,6 +253,7 @@ class ShardWriter:
         ).encode("utf-8", "surrogatepass")
         self._block_offset.append(self._add_member(f"{key}.tokens.npy", payload) + header)
         self._block_length.append(int(tokens.size))
+        self._block_sha256.append(hashlib.sha256(payload[header:]).digest())
         self._json_offset.append(self._add_member(f"{key}.json", description))
         self._json_size.append(len(description))
         self._document_tokens.extend(lengths)
@@ -254,19 +277,63 @@ def write_shards(
     language: str,
     vocab_size: int,
     shard_tokens: int,
-) -> tuple[Shard, ...]:
+) -> ShardSet:
     """Writes documents to `subfolder/00000.tar`, `00001.tar`, …, a new one after `shard_tokens`."""
+    shards = write_tars(
+        folder,
+        f"{subfolder}/",
+        documents,
+        language=language,
+        vocab_size=vocab_size,
+        shard_tokens=shard_tokens,
+    )
+    return write_table(folder, f"{subfolder}/shards.jsonl", shards)
+
+
+def write_tars(
+    folder: Path,
+    prefix: str,
+    documents: Iterable[EncodedDocument],
+    *,
+    language: str,
+    vocab_size: int,
+    shard_tokens: int,
+) -> list[Shard]:
+    """Writes a part of a line to `<prefix>00000.tar`, `<prefix>00001.tar`, …, without a table."""
     shards: list[Shard] = []
     rest = iter(documents)
     document = next(rest, None)
     while document is not None:
-        path = f"{subfolder}/{len(shards):05d}.tar"
+        path = f"{prefix}{len(shards):05d}.tar"
         with ShardWriter(folder, path, language=language, vocab_size=vocab_size) as writer:
             while document is not None and writer.tokens < shard_tokens:
                 writer.add(document)
                 document = next(rest, None)
             shards.append(writer.close())
-    return tuple(shards)
+    return shards
+
+
+def write_table(folder: Path, path: str, shards: Sequence[Shard]) -> ShardSet:
+    """Writes the table of a line's shards, in the line's order; raises OSError (a full disk)."""
+    lines = "".join(json.dumps(asdict(shard), separators=(",", ":")) + "\n" for shard in shards)
+    data = lines.encode()
+    if shards:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / path, data)
+    return ShardSet(
+        table=path if shards else "",
+        sha256=hashlib.sha256(data).hexdigest(),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        text_bytes=sum(shard.text_bytes for shard in shards),
+    )
+
+
+def parse_table(data: bytes) -> tuple[Shard, ...]:
+    """The shards of a table's bytes, which were checked against the table's sha256."""
+    return tuple(Shard(**json.loads(line)) for line in data.splitlines())
 
 
 def verify(
@@ -278,23 +345,20 @@ def verify(
     """
     for shard in shards:
         for path, expected in (
-            (shard.path, shard.sha256),
-            (index_path(shard.path), shard.index_sha256),
+            (folder / shard.path, shard.sha256),
+            (folder / index_path(shard.path), shard.index_sha256),
         ):
             digest = hashlib.sha256()
             try:
-                with open(folder / path, "rb") as file:
+                with open(path, "rb") as file:
                     while chunk := file.read(_HASH_CHUNK):
                         digest.update(chunk)
                         if advance is not None:
                             advance(len(chunk))
             except FileNotFoundError:
-                raise DamagedShard(_missing(folder / path)) from None
+                raise DamagedShard(missing(path)) from None
             if digest.hexdigest() != expected:
-                raise DamagedShard(
-                    f"{folder / path}: its sha256 is {digest.hexdigest()[:12]}…, the manifest says "
-                    f"{expected[:12]}…: copy it again or run `xylem prepare --force`"
-                )
+                raise DamagedShard(other_file(path, digest.hexdigest(), expected))
 
 
 def check_sizes(folder: Path, shards: Iterable[Shard]) -> None:
@@ -302,133 +366,28 @@ def check_sizes(folder: Path, shards: Iterable[Shard]) -> None:
     for shard in shards:
         path = folder / shard.path
         if not path.is_file() or not (folder / index_path(shard.path)).is_file():
-            raise DamagedShard(_missing(path))
-        _check_size(path, shard)
+            raise DamagedShard(missing(path))
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise DamagedShard(other_size(path, size, shard.bytes))
 
 
-class TokenLine:
-    """One language's shards as one long line of tokens.
-
-    Cheap to make and to pickle: a shard is opened, and its size and index checked, when it is
-    first read. Raises DamagedShard naming a shard that is not what the manifest says.
-    """
-
-    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
-        self.folder = Path(folder)
-        self.shards = tuple(shards)
-        self._starts = _starts([shard.tokens for shard in self.shards])
-        self.tokens = int(self._starts[-1])
-        self.documents = sum(shard.documents for shard in self.shards)
-
-    def read(self, start: int, stop: int) -> Int64:
-        """Tokens [stop - start] from `start` up to `stop`, across blocks and shards."""
-        if not 0 <= start <= stop <= self.tokens:
-            raise IndexError(f"tokens {start}:{stop} of a line of {self.tokens} tokens")
-        tokens = np.empty(stop - start, np.int64)
-        position = start
-        while position < stop:
-            number = int(np.searchsorted(self._starts, position, side="right")) - 1
-            shard_start = int(self._starts[number])
-            end = min(stop, int(self._starts[number + 1]))
-            _open_shard(self.folder, self.shards[number]).copy(
-                position - shard_start, tokens[position - start : end - start]
-            )
-            position = end
-        return tokens
-
-    def document_bounds(self) -> Int64:
-        """[documents + 1] where each document begins on the line, and where the last one ends."""
-        return _starts(self._per_document("document_tokens"))
-
-    def document_bytes(self) -> Int64:
-        """[documents] UTF-8 bytes of each document's text."""
-        return self._per_document("document_bytes")
-
-    def document_ids(self) -> list[str]:
-        """[documents] ids, read from the shards' JSON members."""
-        ids: list[str] = []
-        for shard in self.shards:
-            index = _read_index(self.folder, shard)
-            with open(self.folder / shard.path, "rb") as file:
-                for offset, size in zip(index["json_offset"], index["json_size"], strict=True):
-                    file.seek(int(offset))
-                    ids.extend(
-                        json.loads(file.read(int(size)).decode("utf-8", "surrogatepass"))["ids"]
-                    )
-        return ids
-
-    def _per_document(self, name: str) -> Int64:
-        arrays = [_read_index(self.folder, shard)[name] for shard in self.shards]
-        return np.concatenate([np.zeros(0, np.int64), *arrays])
+def missing(where: Path | str) -> str:
+    """The message for a file that should be there."""
+    return f"{where}: named in the manifest, but not there: copy it or run `xylem prepare --force`"
 
 
-class _OpenShard:
-    """A mapped shard: where its blocks begin on the shard's own token line, and in the file."""
-
-    __slots__ = ("block_offset", "block_start", "dtype", "memory")
-
-    def __init__(self, folder: Path, shard: Shard) -> None:
-        index = _read_index(folder, shard)
-        with open(folder / shard.path, "rb") as file:
-            self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.dtype = np.dtype(f"<u{int(index['token_bytes'])}")
-        self.block_offset = index["block_offset"]
-        self.block_start = _starts(index["block_tokens"])
-
-    def copy(self, start: int, into: Int64) -> None:
-        """Fills `into` with the tokens from `start` on."""
-        done = 0
-        number = int(np.searchsorted(self.block_start, start, side="right")) - 1
-        while done < into.size:
-            inside = start + done - int(self.block_start[number])
-            count = min(into.size - done, int(self.block_start[number + 1]) - start - done)
-            into[done : done + count] = np.frombuffer(
-                self.memory,
-                self.dtype,
-                count,
-                int(self.block_offset[number]) + inside * self.dtype.itemsize,
-            )
-            done += count
-            number += 1
+def other_size(where: Path | str, size: int, expected: int) -> str:
+    """The message for a file that was cut or lengthened."""
+    return (
+        f"{where}: {size} bytes, the manifest says {expected}: "
+        "copy it again or run `xylem prepare --force`"
+    )
 
 
-@lru_cache(maxsize=_OPEN_SHARDS)
-def _open_shard(folder: Path, shard: Shard) -> _OpenShard:
-    return _OpenShard(folder, shard)
-
-
-def _read_index(folder: Path, shard: Shard) -> dict[str, Int64]:
-    """The side index, after the cheap checks: sizes, the index's hash, its counts."""
-    path = folder / shard.path
-    try:
-        _check_size(path, shard)
-        data = (folder / index_path(shard.path)).read_bytes()
-    except FileNotFoundError as error:
-        raise DamagedShard(_missing(Path(str(error.filename)))) from None
-    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise DamagedShard(
-            f"{folder / index_path(shard.path)}: not the index that the manifest describes: "
-            "copy it again or run `xylem prepare --force`"
-        )
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def _check_size(path: Path, shard: Shard) -> None:
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise DamagedShard(
-            f"{path}: {size} bytes, the manifest says {shard.bytes}: "
-            "copy it again or run `xylem prepare --force`"
-        )
-
-
-def _missing(path: Path) -> str:
-    return f"{path}: named in the manifest, but not there: copy it or run `xylem prepare --force`"
-
-
-def _starts(lengths: Sequence[int] | Int64) -> Int64:
-    """[n + 1] cumulative starts of n lengths."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
+def other_file(where: Path | str, sha256: str, expected: str) -> str:
+    """The message for a file of other contents."""
+    return (
+        f"{where}: its sha256 is {sha256[:12]}…, the manifest says {expected[:12]}…: "
+        "copy it again or run `xylem prepare --force`"
+    )

@@ -1,12 +1,13 @@
 """The stream: a rank's micro-batches of any step, read from shards in the order's sequence.
 
 A rank takes an equal, contiguous piece of the step's slots. Slots come sorted by family, so that a
-micro-batch's rows of one family are contiguous. The next steps are read ahead by one thread.
+micro-batch's rows of one family are contiguous. The next steps are read ahead by a thread, which
+reads a step's sequences with several where the storage is far away.
 Read next: `inspection.py` to look at a batch.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from .config import DataConfig
 from .errors import DataError
-from .ledger import Ledger, temperature_entry
+from .ledger import Ledger
 from .manifest import Manifest
+from .mixture import Capped, decide_ledger, epoch_lengths
 from .order import Order, SequenceId, Slot
-from .packing import PackedSequence, pack, sequences_in
-from .shards import TokenLine
+from .packing import PackedSequence, pack
+from .storage import Storage
+from .token_line import TokenLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +55,25 @@ class StepBatch:
     """Families that have a slot somewhere in the global batch."""
 
 
-def first_ledger(config: DataConfig, manifest: Manifest) -> Ledger:
-    """The ledger a run begins with: the configured temperatures over the manifest's tokens."""
-    tokens: dict[str, dict[str, int]] = {}
-    for code, entry in manifest.languages.items():
-        tokens.setdefault(entry.family, {})[code] = entry.train_tokens
-    mixture = temperature_entry(
-        tokens,
-        slots=config.slots_per_step,
-        family_temperature=config.family_temperature,
-        language_temperature=config.language_temperature,
-        manifest_hash=manifest.hash,
-    )
-    return Ledger(
+def first_ledger(
+    config: DataConfig, manifest: Manifest, steps: int, warn: Callable[[Capped], None] | None = None
+) -> Ledger:
+    """The ledger a run of so many steps begins with.
+
+    Args:
+        warn: told of every language that `data.mixture.max_epochs` holds back.
+    Raises:
+        DataError: a mixture that cannot be.
+    """
+    return decide_ledger(
+        config.mixture,
+        manifest,
+        steps=steps,
         seed=config.seed,
-        sequence_length=config.sequence_length,
+        slots=config.slots_per_step,
         slot_sequences=config.slot_sequences,
-        entries=(mixture,),
+        sequence_length=config.sequence_length,
+        warn=warn or (lambda _: None),
     )
 
 
@@ -78,21 +83,26 @@ def build_order(ledger: Ledger, manifest: Manifest) -> Order:
     Raises:
         DataError: the ledger was written for another manifest, or a language is too short.
     """
-    if ledger.entries[-1].manifest_hash != manifest.hash:
-        raise DataError(
-            f"the run's mixture was decided over manifest {ledger.entries[-1].manifest_hash[:12]}, "
-            f"the prepared folder holds {manifest.hash[:12]}: prepare the same text again, or "
-            "begin a new run"
-        )
-    T = ledger.sequence_length
-    lengths = {code: sequences_in(e.train_tokens, T) for code, e in manifest.languages.items()}
-    for code, length in lengths.items():
-        if length < 1:
+    known = {manifest.hash, *manifest.parents}
+    for entry in ledger.entries:
+        if entry.manifest_hash not in known:
             raise DataError(
-                f"{code} has {manifest.languages[code].train_tokens} training tokens, less than "
-                f"one sequence of data.sequence_length={T}: shorten it, or leave the language out "
-                "with data.languages"
+                f"the run's mixture from step {entry.from_step} was decided over manifest "
+                f"{entry.manifest_hash[:12]}, the prepared folder holds {manifest.hash[:12]}: "
+                "prepare the same text again, or begin a new run"
             )
+    T = ledger.sequence_length
+    lengths = epoch_lengths(manifest, T)
+    for entry in ledger.entries:
+        for shares in entry.sources.values():
+            for name in shares:
+                if lengths[name] < 1:
+                    tokens = manifest.sources[name].shards.tokens
+                    raise DataError(
+                        f"{name} has {tokens} training tokens, less than one sequence of "
+                        f"data.sequence_length={T}: shorten it, or leave the language out with "
+                        "data.languages"
+                    )
     return Order(ledger, lengths)
 
 
@@ -101,7 +111,7 @@ class Stream:
 
     def __init__(
         self,
-        prepared: Path,
+        prepared: Storage | Path,
         manifest: Manifest,
         ledger: Ledger,
         *,
@@ -109,13 +119,15 @@ class Stream:
         world: int = 1,
         micro_slots: int = 1,
         read_ahead: int = 2,
+        threads: int = 1,
     ) -> None:
         """
         Args:
-            prepared: the folder `xylem prepare` wrote.
+            prepared: what `xylem prepare` wrote.
             rank, world: this process among those that share the global batch.
             micro_slots: slots a micro-batch.
             read_ahead: steps read before they are asked for.
+            threads: how many read a step's sequences at once.
         Raises:
             DataError: the slots of a step cannot be cut into equal pieces.
         """
@@ -127,10 +139,12 @@ class Stream:
         for entry in ledger.entries:
             check_slots(entry.slots, world, micro_slots)
         self._index = {code: i for i, code in enumerate(self.languages)}
-        self._lines = {
-            code: TokenLine(prepared, entry.train) for code, entry in manifest.languages.items()
+        self.lines = {
+            name: TokenLine(prepared, source.shards) for name, source in manifest.sources.items()
         }
+        self._language_of = {name: s.language for name, s in manifest.sources.items()}
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
+        self._readers = ThreadPoolExecutor(threads, "read") if threads > 1 else None
         self._read_ahead = read_ahead
         self._ahead: dict[int, Future[StepBatch]] = {}
 
@@ -161,16 +175,20 @@ class Stream:
         """One sequence's tokens, targets and document bounds."""
         T = self.ledger.sequence_length
         start = sequence.position * T
-        window = self._lines[sequence.language].read(start, start + T + 1)
+        window = self.lines[sequence.source].read(start, start + T + 1)
         return pack(window, self.manifest.bos_id)
 
     def close(self) -> None:
         """Stops reading ahead."""
         self._reader.shutdown(wait=True, cancel_futures=True)
+        if self._readers:
+            self._readers.shutdown(wait=True, cancel_futures=True)
 
     def _micro_batch(self, slots: Sequence[Slot]) -> MicroBatch:
-        packed = [self.sequence(s) for slot in slots for s in slot.sequences]
-        codes = [s.language for slot in slots for s in slot.sequences]
+        which = [s for slot in slots for s in slot.sequences]
+        read = self._readers.map if self._readers else map
+        packed = list(read(self.sequence, which))
+        codes = [self._language_of[s.source] for s in which]
         segments: list[tuple[str, int, int]] = []
         row = 0
         for slot in slots:

@@ -93,14 +93,16 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """Shows what a step's batch holds: text, document borders, languages, slots."""
+    """Shows what a step's batch holds, or all that was read before a step."""
     from ..data.inspection import inspect_step, print_step
     from ..data.prepare import load_prepared
+    from ..data.seen import document_seen, print_document, print_seen, seen
     from ..data.stream import Stream, first_ledger
-    from .checkpoint import latest_checkpoint, read_state
+    from .checkpoint import nearest_state
     from .compose import compose_config
     from .console import OUT
     from .run_folder import read_config
+    from .run_mixture import read_ledger
 
     first = arguments.settings[0] if arguments.settings else ""
     is_run = bool(first) and "=" not in first
@@ -111,12 +113,55 @@ def inspect(arguments: argparse.Namespace) -> None:
     config = read_config(Path(first)) if is_run else compose_config(arguments.settings)
     prepared = Path(config.data.prepared)
     manifest, spoken = load_prepared(prepared)
-    checkpoint = latest_checkpoint(Path(first)) if is_run else None
-    mixture = read_state(checkpoint).ledger if checkpoint else first_ledger(config.data, manifest)
+    mixture = read_ledger(Path(first)) if is_run else None
+    mixture = mixture or first_ledger(config.data, manifest, config.run.steps)
     stream = Stream(prepared, manifest, mixture)
+    if is_run:
+        wanted = arguments.step if arguments.seen is None else arguments.seen
+        near = nearest_state(Path(first), wanted)
+        if near:
+            stream.order.restore(near.stream)
+    if arguments.document is not None:
+        if arguments.seen is None:
+            raise UserError("--document=ID tells how often it was read by a step: give --seen=STEP")
+        found = document_seen(stream, arguments.seen, arguments.document)
+        print_document(OUT, arguments.seen, arguments.document, found)
+    elif arguments.seen is not None:
+        print_seen(OUT, arguments.seen, seen(stream.order, manifest, arguments.seen))
+    if arguments.seen is not None:
+        stream.close()
+        return
     shown = inspect_step(stream, spoken, arguments.step, slots=arguments.slots)
     print_step(OUT, shown, full=arguments.full, tokens=arguments.tokens)
     stream.close()
+
+
+def mixture(arguments: argparse.Namespace) -> None:
+    """Shows what was decided about a run's mixture, or decides it anew from a later step on."""
+    from .console import OUT, say
+    from .run_mixture import edit_mixture, print_ledger, show_ledger
+
+    edits = (arguments.settings, arguments.quarantine, arguments.release, arguments.new_sources)
+    if not any(edits) and arguments.from_step is not None:
+        raise UserError(
+            f"--from={arguments.from_step} decides nothing: give data.mixture.KEY=VALUE, "
+            "--new-sources, --quarantine or --release with it"
+        )
+    if not any(edits):
+        print_ledger(show_ledger(arguments.run), OUT)
+        return
+    ledger = edit_mixture(
+        arguments.run,
+        arguments.settings,
+        from_step=arguments.from_step,
+        quarantine=arguments.quarantine,
+        release=arguments.release,
+        new_sources=arguments.new_sources,
+        drop_later=arguments.drop_later,
+        reason=arguments.reason,
+    )
+    print_ledger(ledger, OUT)
+    say(f"decided from step {ledger.entries[-1].from_step} on; the run's next start reads it")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -135,6 +180,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": evaluate,
     "export": export,
     "inspect": inspect,
+    "mixture": mixture,
     "report": report,
 }
 
@@ -171,6 +217,37 @@ def parser() -> argparse.ArgumentParser:
     made["inspect"].add_argument("--slots", type=int, default=None, help="show so many slots")
     made["inspect"].add_argument("--full", action="store_true", help="whole texts")
     made["inspect"].add_argument("--tokens", action="store_true", help="token by token")
+    made["inspect"].add_argument(
+        "--seen", type=int, metavar="STEP", help="what was read before a step, by source"
+    )
+    made["inspect"].add_argument(
+        "--document", metavar="ID", help="with --seen: how often this document was read"
+    )
+    made["mixture"].add_argument("run", type=Path, metavar="RUN", help="run folder, runs/NAME")
+    made["mixture"].add_argument(
+        "settings",
+        nargs="*",
+        metavar="data.mixture.KEY=VALUE",
+        help="what changes; the rest stays as it is at that step",
+    )
+    made["mixture"].add_argument(
+        "--from", dest="from_step", type=int, metavar="STEP",
+        help="first step of the new mixture (the newest checkpoint's)",
+    )  # fmt: skip
+    for name, told in (
+        ("quarantine", "leave a shard out: its path in the prepared folder; may be repeated"),
+        ("release", "read a shard in quarantine again"),
+    ):
+        made["mixture"].add_argument(
+            f"--{name}", action="append", default=[], metavar="SHARD", help=told
+        )
+    made["mixture"].add_argument(
+        "--new-sources", action="store_true", help="read what `prepare --extend` added"
+    )
+    made["mixture"].add_argument(
+        "--drop-later", action="store_true", help="forget what was decided for later steps"
+    )
+    made["mixture"].add_argument("--reason", default="", help="why; the ledger keeps it")
     for name in ("evaluate", "export", "report"):
         made[name].add_argument("run", type=Path, metavar="RUN", help="run folder, runs/NAME")
     for name in ("evaluate", "export"):

@@ -14,7 +14,7 @@ from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.order import fingerprint
 from ..data.prepare import load_prepared
-from ..data.stream import Stream, first_ledger
+from ..data.stream import Stream
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
 from .checkpoint import (
@@ -33,6 +33,7 @@ from .errors import UserError
 from .optimizer import Optimizers
 from .plan import make_plan, write_plan
 from .run_folder import open_folder, run_folder
+from .run_mixture import run_ledger, write_ledger
 
 
 @dataclass(slots=True)
@@ -80,10 +81,12 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
         raise UserError(refusal)
     checkpoint = find_checkpoint(config, folder)
     state = read_state(checkpoint) if checkpoint else None
-    ledger = state.ledger if state else first_ledger(config.data, manifest)
+    ledger = run_ledger(config, manifest, state)
     engine.same_everywhere("config", to_yaml(config))
     engine.same_everywhere("mixture, prepared folder or checkpoint", f"{ledger.hash} {checkpoint}")
     check_geometry(config, ledger)
+    if engine.leader:
+        write_ledger(folder, ledger)
     stream = Stream(
         prepared, manifest, ledger,
         rank=engine.rank, world=engine.world, micro_slots=config.engine.micro_slots,
@@ -165,7 +168,7 @@ def check_geometry(config: RunConfig, ledger: Ledger) -> None:
     Raises:
         UserError: it does not, so that plan and run would differ.
     """
-    data, entry = config.data, ledger.entries[-1]
+    data, entry = config.data, ledger.entries[0]
     for name, asked, decided in (
         ("sequence_length", data.sequence_length, ledger.sequence_length),
         ("slot_sequences", data.slot_sequences, ledger.slot_sequences),

@@ -175,6 +175,13 @@ def latest_checkpoint(run: Path) -> Path | None:
     return folder
 
 
+def nearest_state(run: Path, step: int) -> RunState | None:
+    """The state of a run's last checkpoint at or before a step; None without any."""
+    folders = [p for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit()]
+    before = [p for p in folders if int(p.name[5:]) <= step]
+    return read_state(max(before, key=lambda p: int(p.name[5:]))) if before else None
+
+
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Fills a model from a checkpoint.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.manifest import Manifest
 from ..data.packing import IGNORED
-from ..data.shards import TokenLine
+from ..data.token_line import TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder
 from ..model.objectives import next_token_loss

@@ -20,7 +20,7 @@ from .. import __version__
 from ..data.hf_tokenizer import export_hf_tokenizer
 from ..data.languages import language
 from ..data.manifest import LanguageEntry
-from ..data.shards import Int64, TokenLine
+from ..data.token_line import Int64, TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.hf.card import CardFacts, CardLanguage, model_card
 from ..model.hf.gate import WANTED_TOKENS, run_gate
@@ -219,7 +219,7 @@ def gate_documents(prepared: Path, entries: Sequence[LanguageEntry]) -> list[Int
 
 
 def _documents(prepared: Path, entry: LanguageEntry, split: str) -> Iterator[Int64]:
-    shards = entry.heldout if split == "heldout" else entry.train
+    shards = entry.heldout if split == "heldout" else entry.sources[0].shards
     line = TokenLine(prepared, shards)
     for start, stop in pairwise(line.document_bounds().tolist()):
         yield line.read(start, stop)

@@ -12,9 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..data.ledger import SHARE_TOTAL
 from ..data.manifest import Manifest
+from ..data.mixture import Capped
 from ..data.order import Order
+from ..data.repetition import effective_tokens
 from ..data.shards import write_atomically
 from ..data.stream import build_order, check_slots, first_ledger
 from ..model.accounting import (
@@ -45,6 +46,8 @@ class LanguagePlan:
     """Tokens that the run will read."""
     epochs: float
     """How often the run goes through its text."""
+    effective_tokens: float
+    """What the tokens read are worth once repetition is discounted (`data/repetition.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,8 @@ class Plan:
     checkpoint_bytes: int
     checkpoints_kept: int
     languages: tuple[LanguagePlan, ...]
+    held_back: tuple[Capped, ...]
+    """Languages that the cap on epochs holds back."""
     precision: str
 
 
@@ -89,7 +94,9 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
         )
     processes = config.cluster.nodes * config.cluster.processes_per_node
     check_slots(config.data.slots_per_step, processes, config.engine.micro_slots)
-    order = build_order(first_ledger(config.data, manifest), manifest)
+    held_back: list[Capped] = []
+    ledger = first_ledger(config.data, manifest, config.run.steps, held_back.append)
+    order = build_order(ledger, manifest)
     parameters = count_parameters(config.model, manifest.families)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(config.engine.precision, device)
@@ -129,18 +136,19 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
         checkpoint_bytes=int(4 * (1 + states) * parameters.total),
         checkpoints_kept=config.checkpoint.keep,
         languages=tuple(language_plans(order, manifest, config.run.steps, T)),
+        held_back=tuple(held_back),
         precision=precision,
     )
 
 
 def language_plans(order: Order, manifest: Manifest, steps: int, T: int) -> list[LanguagePlan]:
     """Tokens and epochs of every language after so many steps: its exact share, to a sequence."""
-    entry = order.ledger.entries[0]
-    sequences = steps * entry.slots * order.ledger.slot_sequences
+    targets = order.ledger.targets(steps)
     rows = []
     for code, held in manifest.languages.items():
-        share = entry.families[held.family] * entry.languages[held.family][code] / SHARE_TOTAL**2
-        read = round(sequences * share)
+        of_sources = {s.name: targets.get(s.name, 0.0) for s in held.sources}
+        read = round(sum(of_sources.values()))
+        length = sum(order.epoch_length[name] for name in of_sources)
         rows.append(
             LanguagePlan(
                 code=code,
@@ -148,7 +156,11 @@ def language_plans(order: Order, manifest: Manifest, steps: int, T: int) -> list
                 train_tokens=held.train_tokens,
                 sequences=read,
                 tokens=read * T,
-                epochs=read / order.epoch_length[code],
+                epochs=read / length if length else 0.0,
+                effective_tokens=sum(
+                    effective_tokens(number * T, order.epoch_length[name] * T)
+                    for name, number in of_sources.items()
+                ),
             )
         )
     return rows
@@ -192,7 +204,7 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
     mixture = Table(title="languages over the run", title_justify="left")
     for name in ("language", "family"):
         mixture.add_column(name)
-    for name in ("tokens held", "tokens read", "epochs", "share"):
+    for name in ("tokens held", "tokens read", "epochs", "effective", "share"):
         mixture.add_column(name, justify="right")
     for row in sorted(plan.languages, key=lambda r: (r.family, r.code)):
         mixture.add_row(
@@ -201,6 +213,7 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
             f"{row.train_tokens:,}",
             f"{row.tokens:,}",
             f"{row.epochs:.2f}",
+            f"{row.effective_tokens / row.tokens:.0%}" if row.tokens else "",
             f"{row.tokens / total:.2%}",
         )
     console.print(mixture)
@@ -208,7 +221,16 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
         if row.sequences == 0:
             console.print(f"note: {row.code} is never read in {plan.steps} steps")
         elif row.epochs > 4:
-            console.print(f"note: {row.code} is read {row.epochs:.1f} times over")
+            console.print(
+                f"note: {row.code} is read {row.epochs:.1f} times over: its {row.tokens:,} tokens "
+                f"are worth {row.effective_tokens:,.0f} fresh ones"
+            )
+    for capped in plan.held_back:
+        console.print(
+            f"note: data.mixture.max_epochs holds {capped.language} at "
+            f"{capped.capped_epochs:.2f} epochs (its share asked for {capped.wanted_epochs:.2f}); "
+            "the rest goes to others"
+        )
 
 
 def write_plan(plan: Plan, config: RunConfig, path: Path) -> None:

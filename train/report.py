@@ -279,12 +279,13 @@ def _language_rows(
         seen = [row["languages"][code] for row in train if code in row["languages"]]
         read: float | None = sum(row["tokens"] for row in seen) if train else None
         epochs = read / entry.train_tokens if read is not None and entry else None
-        if state and code in state.stream["cursors"]:
+        if state and entry:
             length = state.ledger.sequence_length
-            sequences = state.stream["cursors"][code]
+            cursors = state.stream["cursors"]
+            sequences = sum(cursors.get(source.name, 0) for source in entry.sources)
             read = sequences * length
-            if entry:
-                epochs = sequences / max(1, sequences_in(entry.train_tokens, length))
+            held = sum(sequences_in(source.shards.tokens, length) for source in entry.sources)
+            epochs = sequences / max(1, held)
         score = scored.get(code, {})
         recent = [row["languages"][code] for row in latest if code in row["languages"]]
         rows.append(

@@ -31,8 +31,8 @@ from .config import RunConfig
 from .errors import UserError
 
 MAY_CHANGE = ("run.steps", "run.root", "engine.", "checkpoint.", "logging.", "evaluation.",
-              "cluster.", "debug.", "data.prepared", "data.corpus", "optim.learning_rate",
-              "optim.muon_learning_rate", "optim.clip_norm")  # fmt: skip
+              "cluster.", "debug.", "data.prepared", "data.corpus", "data.storage.",
+              "optim.learning_rate", "optim.muon_learning_rate", "optim.clip_norm")  # fmt: skip
 """Settings that a resumed run may change; any other difference is another run."""
 
 

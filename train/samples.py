@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..data.manifest import Manifest
-from ..data.shards import TokenLine
+from ..data.token_line import TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder
 from ..model.routers import FamilySegment
@@ -54,7 +54,9 @@ def family_samples(
     """One sample a family, from the beginning of a held-out document of its largest language."""
     samples = []
     for family in manifest.families:
-        members = [e for e in manifest.languages.values() if e.family == family and e.heldout]
+        members = [
+            e for e in manifest.languages.values() if e.family == family and e.heldout.documents
+        ]
         if not members:
             continue
         entry = max(members, key=lambda e: (e.train_tokens, e.code))

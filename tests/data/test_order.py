@@ -9,15 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xylem.data.errors import DataError
-from xylem.data.ledger import (
-    SHARE_TOTAL,
-    Ledger,
-    LedgerEntry,
-    integer_shares,
-    ledger_from_json,
-    temperature_entry,
-)
-from xylem.data.order import Allocation, Order, fingerprint, permute
+from xylem.data.allocation import Allocation
+from xylem.data.ledger import SHARE_TOTAL, Ledger, LedgerEntry, integer_shares, ledger_from_json
+from xylem.data.order import Order, fingerprint
+from xylem.data.permutation import Passes, permute, unpermute
 
 TOKENS = {
     "germanic": {"deu_Latn": 900_000, "eng_Latn": 2_000_000, "nld_Latn": 40_000},
@@ -29,13 +24,17 @@ LENGTHS = {code: n // 100 for sizes in TOKENS.values() for code, n in sizes.item
 
 
 def entry(slots: int = 5, from_step: int = 0, tokens=TOKENS) -> LedgerEntry:
-    return temperature_entry(
-        tokens,
-        slots=slots,
-        family_temperature=2.0,
-        language_temperature=1.5,
-        manifest_hash="m",
+    families = {family: sum(sizes.values()) for family, sizes in tokens.items()}
+    return LedgerEntry(
         from_step=from_step,
+        slots=slots,
+        families=integer_shares({f: n ** (1 / 2.0) for f, n in families.items()}),
+        languages={
+            family: integer_shares({c: n ** (1 / 1.5) for c, n in sizes.items()})
+            for family, sizes in tokens.items()
+        },
+        sources={code: {code: SHARE_TOTAL} for sizes in tokens.values() for code in sizes},
+        manifest_hash="m",
     )
 
 
@@ -45,7 +44,7 @@ def ledger(*entries: LedgerEntry) -> Ledger:
 
 def ids(order: Order, steps: range) -> list[tuple[str, int, int]]:
     return [
-        (s.language, s.epoch, s.position)
+        (s.source, s.epoch, s.position)
         for step in steps
         for slot in order.step(step)
         for s in slot.sequences
@@ -125,11 +124,31 @@ def test_permute_is_a_permutation(size: int, key: bytes) -> None:
     assert sorted(permute(i, size, key) for i in range(size)) == list(range(size))
 
 
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(1, 3000), key=st.binary(min_size=48, max_size=64))
+def test_unpermute_is_permute_backwards(size: int, key: bytes) -> None:
+    positions = np.array([permute(i, size, key) for i in range(size)])
+    assert unpermute(positions, size, key).tolist() == list(range(size))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), length=st.integers(2, 60), epochs=st.integers(1, 3))
+def test_passes_leave_out_the_bad_positions_alone(
+    data: st.DataObject, length: int, epochs: int
+) -> None:
+    bad = data.draw(st.sets(st.integers(0, length - 1), max_size=length - 1))
+    begin = (data.draw(st.integers(0, 5)), data.draw(st.integers(0, length - 1)))
+    passes = Passes(3, "x", length, begin=begin, bad=np.array(sorted(bad), np.int64))
+    whole = Passes(3, "x", length, begin=begin)
+    expected = [r for r in map(whole.read, range(length * epochs)) if r[1] not in bad]
+    assert [passes.read(n) for n in range(len(expected))] == expected
+
+
 def test_shuffled_anew_each_epoch() -> None:
-    order = Order(ledger(), LENGTHS)
     n = LENGTHS["swh_Latn"]
-    first = [order.sequence("swh_Latn", i).position for i in range(n)]
-    second = [order.sequence("swh_Latn", n + i).position for i in range(n)]
+    reads = Passes(7, "swh_Latn", n)
+    first = [reads.read(i)[1] for i in range(n)]
+    second = [reads.read(n + i)[1] for i in range(n)]
     assert sorted(first) == sorted(second) == list(range(n))
     assert first != second
     assert abs(np.corrcoef(np.arange(n), first)[0, 1]) < 0.15
@@ -172,7 +191,7 @@ def test_pure_a_slot_holds_one_family_and_slots_are_sorted_by_family() -> None:
         assert [s.family for s in slots] == sorted(s.family for s in slots)
         for slot in slots:
             assert len(slot.sequences) == 3
-            assert all(s.language in TOKENS[slot.family] for s in slot.sequences)
+            assert all(s.source in TOKENS[slot.family] for s in slot.sequences)
         assert {f: n for f, n in order.slot_counts(step).items() if n} == {
             f: sum(s.family == f for s in slots) for f in {s.family for s in slots}
         }
@@ -192,9 +211,8 @@ def test_editable_an_edit_keeps_every_cursor() -> None:
         read.setdefault(code, []).append((epoch, position))
     assert "kaz_Cyrl" in read
     for code, sequences in read.items():
-        expected = [
-            (s.epoch, s.position) for s in (order.sequence(code, i) for i in range(len(sequences)))
-        ]
+        reads = Passes(7, code, order.epoch_length[code])
+        expected = [reads.read(i) for i in range(len(sequences))]
         assert sorted(sequences) == sorted(expected), f"{code} repeats or skips"
         assert order.cursors(90)[code] == len(sequences)
     before = ids(Order(ledger(), LENGTHS), range(20))
@@ -218,7 +236,7 @@ def test_ledger_survives_json_and_refuses_another_order_version() -> None:
     text = ledger().to_json()
     assert ledger_from_json(text) == ledger() and ledger_from_json(text).hash == ledger().hash
     with pytest.raises(DataError, match="order version 99"):
-        ledger_from_json(text.replace('"order_version":1', '"order_version":99'))
+        ledger_from_json(text.replace('"order_version":2', '"order_version":99'))
 
 
 def test_integer_shares_sum_and_leave_nobody_out() -> None:

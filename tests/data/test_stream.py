@@ -7,7 +7,7 @@ import torch
 from xylem.data.errors import DataError
 from xylem.data.packing import IGNORED, pack, sequences_in
 from xylem.data.prepare import load_prepared
-from xylem.data.shards import TokenLine
+from xylem.data.token_line import TokenLine
 from xylem.data.stream import Stream, first_ledger
 from xylem.train.compose import compose_config
 
@@ -17,7 +17,7 @@ from ..conftest import Prepared
 def stream(prepared: Prepared, **more: int) -> Stream:
     config = compose_config(list(prepared.settings))
     manifest, _ = load_prepared(prepared.folder)
-    return Stream(prepared.folder, manifest, first_ledger(config.data, manifest), **more)
+    return Stream(prepared.folder, manifest, first_ledger(config.data, manifest, config.run.steps), **more)
 
 
 @pytest.mark.parametrize(("world", "micro_slots"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)])
@@ -49,7 +49,7 @@ def test_pure_rows_hold_the_language_they_name(prepared: Prepared) -> None:
     source = stream(prepared, micro_slots=2)
     for step in range(10):
         for micro in source.read(step).micro_batches:
-            rows = [code for slot in micro.slots for code in (s.language for s in slot.sequences)]
+            rows = [code for slot in micro.slots for code in (s.source for s in slot.sequences)]
             assert [source.languages[i] for i in micro.languages_B] == rows
             for family, first, last in micro.segments:
                 assert {manifest.languages[code].family for code in rows[first:last]} == {family}
@@ -63,7 +63,7 @@ def test_pure_rows_hold_the_language_they_name(prepared: Prepared) -> None:
 def test_sequences_tile_the_token_line_and_bounds_match(prepared: Prepared) -> None:
     manifest, _ = load_prepared(prepared.folder)
     entry = manifest.languages["swe_Latn"]
-    line = TokenLine(prepared.folder, entry.train)
+    line = TokenLine(prepared.folder, entry.sources[0].shards)
     T = 32
     for position in range(sequences_in(line.tokens, T)):
         packed = pack(line.read(position * T, position * T + T + 1), manifest.bos_id)

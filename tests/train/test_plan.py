@@ -24,7 +24,7 @@ def test_parameters_tokens_and_epochs_are_those_of_the_run(prepared: Prepared) -
     decoder = build_decoder(config.model, manifest.families, seed=0, device="meta")
     assert plan.parameters.total == sum(p.numel() for p in decoder.parameters())
     assert plan.tokens_per_step == 4 * 2 * 32
-    cursors = build_order(first_ledger(config.data, manifest), manifest).cursors(50)
+    cursors = build_order(first_ledger(config.data, manifest, config.run.steps), manifest).cursors(50)
     total = sum(row.tokens for row in plan.languages)
     assert total == pytest.approx(50 * plan.tokens_per_step, abs=32 * len(cursors))
     for row in plan.languages:
@@ -77,7 +77,7 @@ def test_what_cannot_work_is_refused(
 def test_a_manifest_of_other_text_is_refused_on_resume(prepared: Prepared) -> None:
     config = compose_config(list(prepared.settings))
     manifest = Manifest.load(prepared.folder)
-    ledger = first_ledger(config.data, manifest)
+    ledger = first_ledger(config.data, manifest, config.run.steps)
     other = dataclasses.replace(manifest, seed=manifest.seed + 1)
-    with pytest.raises(DataError, match="the run's mixture was decided over manifest"):
+    with pytest.raises(DataError, match="the run's mixture from step 0 was decided over manifest"):
         build_order(ledger, other)
