@@ -214,7 +214,7 @@ def decide(
             },
             quarantine={s: dict(shards) for s, shards in (quarantine or {}).items()},
             manifest_hash=manifest.hash,
-            settings=dataclasses.asdict(dataclasses.replace(mixture, stages=())),
+            settings={k: v for k, v in dataclasses.asdict(mixture).items() if k != "stages"},
             reason=reason,
         ),
         held,

@@ -125,7 +125,7 @@ def check_step(step: int) -> None:
 
 def print_seen(console: Console, step: int, rows: list[Seen]) -> None:
     """What was read, as a table."""
-    table = Table(title=f"read by step {step:,}, exclusive", title_justify="left")
+    table = Table(title=f"read before step {step:,}", title_justify="left")
     table.add_column("source")
     table.add_column("language")
     for name in ("sequences", "tokens", "text MB", "epochs"):

@@ -14,7 +14,7 @@ from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.order import fingerprint
 from ..data.prepare import load_prepared
-from ..data.stream import Stream
+from ..data.stream import Stream, build_order
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
 from .checkpoint import (
@@ -103,7 +103,8 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
         origin=config.checkpoint.resume,
     )  # fmt: skip
     if checkpoint and state:
-        if state.order_fingerprint != first_ids:
+        # Of the checkpoint's own ledger: an edit since then may lie within the first ids.
+        if state.order_fingerprint != fingerprint(build_order(state.ledger, manifest)):
             raise UserError(
                 f"{checkpoint} was trained in another order of the data (the first 1,000 ids "
                 "differ): resume with the prepared folder and the Xylem version that began it"
