@@ -6,6 +6,8 @@ from typing import Literal
 from .curation.config import CurationConfig
 from .errors import DataError, check_minimums
 from .mixture import MixtureConfig
+from .parity import ParityConfig
+from .store import StorageConfig
 from .transforms.config import TransformConfig
 
 
@@ -39,6 +41,8 @@ class TokenizerConfig:
     """Text that the trainer sees, over all languages."""
     seed: int = 0
     """Seed of the sample."""
+    parity: ParityConfig = field(default_factory=ParityConfig)
+    """Whose text decides which pieces the vocabulary holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,8 @@ class DataConfig:
     """Slots a step, S; the global batch is S x k sequences."""
     seed: int = 0
     """Seed of the order and of the held-out split."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """How a prepared folder behind a URL is read."""
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     """Which share of the batch each family, language and source gets."""
     families: FamilyConfig = field(default_factory=FamilyConfig)
@@ -91,8 +97,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_minimums(
             self, "data", heldout_share=0, heldout_documents=0, shard_tokens=1, bucket_bytes=1,
-            prepare_workers=1, sequence_length=1,
-            slot_sequences=1, slots_per_step=1,
+            prepare_workers=1, sequence_length=1, slot_sequences=1, slots_per_step=1,
         )  # fmt: skip
         if self.heldout_share >= 1:
             raise DataError(

@@ -201,7 +201,7 @@ class Manifest:
         }
 
 
-def load_parent(folder: Path, digest: str) -> Manifest:
+def load_parent(folder: Storage | Path | str, digest: str) -> Manifest:
     """A manifest that the folder's present one extends, by its hash; raises DataError."""
     return Manifest.load(folder, file=f"{PARENTS_FOLDER}/{digest}.json")
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from .config import DataConfig
 from .errors import DataError
 from .families import build_family_map
-from .manifest import TOKENIZER_FOLDER, LanguageEntry, Manifest
+from .manifest import TOKENIZER_FOLDER, TOKENIZER_MODEL, LanguageEntry, Manifest
 from .preparation.building import (
     check_derived,
     check_entries,
@@ -42,7 +42,8 @@ from .preparation.settings import (
 )
 from .shards import write_atomically
 from .staging import recover, replace, staging_folder
-from .tokenizer import Tokenizer
+from .storage import Storage, as_storage, local_copy
+from .tokenizer import META_NAME, Tokenizer
 
 __all__ = ["is_heldout", "load_prepared", "prepare", "train_corpus_tokenizer"]
 
@@ -85,7 +86,7 @@ def prepare(
         notice(f"{folder}: prepared before from this text and these settings: nothing to do")
         return done
     with staging_folder(folder, {"settings": settings, "corpus": before}, notice) as staging:
-        text = corpus or open_corpus(config, console)
+        text = corpus or open_corpus(config, console, force=force)
         families = build_family_map(sorted(text.files), config.families)
         check_derived(text)
         job = Job(
@@ -116,11 +117,18 @@ def prepare(
     return manifest
 
 
-def load_prepared(folder: Path) -> tuple[Manifest, Tokenizer]:
+def load_prepared(place: Storage | Path) -> tuple[Manifest, Tokenizer]:
     """The manifest and the tokenizer of a prepared folder; raises DataError."""
-    manifest = Manifest.load(folder)
-    tokenizer = Tokenizer.load(Path(folder) / TOKENIZER_FOLDER)
-    return manifest, tokenizer
+    storage = as_storage(place)
+    manifest = Manifest.load(storage)
+    files = {TOKENIZER_MODEL: manifest.tokenizer_sha256, META_NAME: ""}
+    try:
+        folder = local_copy(storage, TOKENIZER_FOLDER, files)
+    except FileNotFoundError:
+        raise DataError(
+            f"{storage.name_of(TOKENIZER_FOLDER)}: no tokenizer here: run `xylem prepare` again"
+        ) from None
+    return manifest, Tokenizer.load(folder)
 
 
 def train_corpus_tokenizer(

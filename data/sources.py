@@ -35,6 +35,8 @@ SUFFIXES = (
     *(a + b for a in JSON_SUFFIXES + TEXT_SUFFIXES for b in ("", *COMPRESSIONS)),
     *PARQUET_SUFFIXES,
 )
+MOST_COPIES = 100
+"""Each number of copies is a source of its own in the mixture."""
 _REMOVED = "_removed"
 """FineWeb-2's folders of documents that its filters left out."""
 _CODE_SHAPE = re.compile(r"[A-Za-z]{2,3}[_-][A-Za-z]{4}")
@@ -49,6 +51,8 @@ class Document:
     """Equal ids in two languages are the same document, translated."""
     text: str
     """The text as it stands in the corpus; never empty, always encodable as UTF-8."""
+    copies: int = 1
+    """How many documents it stands for, where near-duplicates were dropped."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +76,7 @@ class _Reading:
     path: Path
     text_field: str
     id_field: str
+    copies_field: str
     skip: bool
     counts: ReadCounts
     whole_file: str | None = None
@@ -147,6 +152,7 @@ def read_documents(
     *,
     text_field: str = "text",
     id_field: str = "id",
+    copies_field: str = "",
     on_bad_line: Literal["error", "skip"] = "error",
     counts: ReadCounts | None = None,
     language_folder: Path | None = None,
@@ -154,13 +160,14 @@ def read_documents(
     """The documents of one file, in the file's order.
 
     `language_folder` is the folder that holds the language's files, if it has one: a text file in
-    it is one document. A document without an id gets `file name:line`. Raises DataError with the
-    place.
+    it is one document. A document without an id gets `file name:line`; one without `copies_field`,
+    or any without the name of such a field, counts once. Raises DataError with the place.
     """
     reading = _Reading(
         path=path,
         text_field=text_field,
         id_field=id_field,
+        copies_field=copies_field,
         skip=on_bad_line == "skip",
         counts=ReadCounts() if counts is None else counts,
     )
@@ -251,7 +258,7 @@ def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
 
 
 def _read_jsonl(reading: _Reading, lines: Iterator[bytes]) -> Iterator[Document]:
-    text_field, id_field, name = reading.text_field, reading.id_field, reading.path.name
+    text_field, id_field = reading.text_field, reading.id_field
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -274,13 +281,14 @@ def _read_jsonl(reading: _Reading, lines: Iterator[bytes]) -> Iterator[Document]
                 "name the text's field in data.text_field",
             )
             continue
-        document = _document(reading, number, row.get(id_field), row[text_field], name)
+        copies = row.get(reading.copies_field) if reading.copies_field else None
+        document = _document(reading, number, row.get(id_field), row[text_field], copies)
         if document is not None:
             yield document
 
 
 def _read_parquet(reading: _Reading) -> Iterator[Document]:
-    path, name = reading.path, reading.path.name
+    path = reading.path
     reading.lines = "row"
     number = 0
     try:
@@ -291,19 +299,21 @@ def _read_parquet(reading: _Reading) -> Iterator[Document]:
                     f"{path}: no column {reading.text_field!r} (its columns: "
                     f"{', '.join(map(repr, names))}): name the text's column in data.text_field"
                 )
-            columns = [c for c in (reading.text_field, reading.id_field) if c in names]
+            fields = (reading.text_field, reading.id_field, reading.copies_field)
+            columns = [field for field in dict.fromkeys(fields) if field in names]
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 texts = batch.column(reading.text_field)
-                ids = batch.column(reading.id_field) if len(columns) == 2 else None
+                ids, copies = (batch.column(f) if f in columns else None for f in fields[1:])
                 for row in range(batch.num_rows):
                     number += 1
                     try:
                         text = texts[row].as_py()
                         document_id = None if ids is None else ids[row].as_py()
+                        stands_for = None if copies is None else copies[row].as_py()
                     except UnicodeDecodeError:
                         reading.bad(number, "invalid UTF-8", "convert the text to UTF-8")
                         continue
-                    document = _document(reading, number, document_id, text, name)
+                    document = _document(reading, number, document_id, text, stands_for)
                     if document is not None:
                         yield document
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
@@ -341,7 +351,7 @@ def _block_text(block: list[str]) -> str:
 
 
 def _document(
-    reading: _Reading, number: int, document_id: object, text: object, name: str
+    reading: _Reading, number: int, document_id: object, text: object, copies: object
 ) -> Document | None:
     if not isinstance(text, str):
         reading.bad(
@@ -350,14 +360,23 @@ def _document(
             "write the text as a string",
         )
         return None
-    identifier = f"{name}:{number}" if document_id in (None, "") else str(document_id)
+    stands_for = 1 if copies is None else copies
+    if type(stands_for) is not int or not 1 <= stands_for <= MOST_COPIES:
+        reading.bad(
+            number,
+            f"{reading.copies_field!r} is {copies!r}, not a whole number from 1 to {MOST_COPIES}",
+            "write how often the document counts, or name another field in data.copies_field",
+        )
+        return None
+    missing = document_id in (None, "")
+    identifier = f"{reading.path.name}:{number}" if missing else str(document_id)
     try:
         text.encode("utf-8")
         identifier.encode("utf-8")
     except UnicodeEncodeError:
         reading.bad(number, "half a surrogate pair, no Unicode text", "repair the escape \\uD8…")
         return None
-    return Document(id=identifier, text=text)
+    return Document(id=identifier, text=text, copies=stands_for)
 
 
 def _kind(value: object) -> str:

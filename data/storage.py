@@ -1,6 +1,6 @@
 """Where does a prepared folder lie? On this machine, or behind a URL.
 
-Read next: `blocks.py` (what a storage does), `local.py`, `remote.py`, `cache.py`.
+Read next: `blocks.py` (what a storage does), `local.py`, `remote.py`.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .blocks import Storage, StorageCounts
 from .local import LocalStorage
-from .remote import RemoteStorage, StorageConfig, StoreError
+from .remote import RemoteStorage
+from .store import StorageConfig, StoreError
 
 __all__ = [
     "LocalStorage",

@@ -23,7 +23,7 @@ from .manifest import Manifest
 from .mixture import Capped, decide_ledger, epoch_lengths
 from .order import Order, SequenceId, Slot
 from .packing import PackedSequence, pack
-from .storage import Storage
+from .storage import Storage, as_storage
 from .token_line import TokenLine
 
 
@@ -119,7 +119,7 @@ class Stream:
         world: int = 1,
         micro_slots: int = 1,
         read_ahead: int = 2,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> None:
         """
         Args:
@@ -127,7 +127,7 @@ class Stream:
             rank, world: this process among those that share the global batch.
             micro_slots: slots a micro-batch.
             read_ahead: steps read before they are asked for.
-            threads: how many read a step's sequences at once.
+            threads: how many read a step's sequences at once; None leaves it to the storage.
         Raises:
             DataError: the slots of a step cannot be cut into equal pieces.
         """
@@ -139,11 +139,14 @@ class Stream:
         for entry in ledger.entries:
             check_slots(entry.slots, world, micro_slots)
         self._index = {code: i for i, code in enumerate(self.languages)}
+        self.storage = as_storage(prepared)
         self.lines = {
-            name: TokenLine(prepared, source.shards) for name, source in manifest.sources.items()
+            name: TokenLine(self.storage, source.shards)
+            for name, source in manifest.sources.items()
         }
         self._language_of = {name: s.language for name, s in manifest.sources.items()}
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
+        threads = self.storage.readers if threads is None else threads
         self._readers = ThreadPoolExecutor(threads, "read") if threads > 1 else None
         self._read_ahead = read_ahead
         self._ahead: dict[int, Future[StepBatch]] = {}

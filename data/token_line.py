@@ -128,9 +128,9 @@ class _OpenShard:
         """Tokens from `start` on: up to `stop`, or to the end of the block if that comes first."""
         block = bisect_right(self._starts, start) - 1
         first = self._starts[block]
-        size = (min(stop, self._starts[block + 1]) - start) * self._itemsize
-        data = self._blocks.read(block, (start - first) * self._itemsize, size)
-        return np.frombuffer(data, self._dtype).astype(np.int64)
+        count = min(stop, self._starts[block + 1]) - start
+        data = self._blocks.read(block, (start - first) * self._itemsize, count * self._itemsize)
+        return np.frombuffer(data, self._dtype, count).astype(np.int64)
 
 
 @lru_cache(maxsize=_HELD_SHARDS)

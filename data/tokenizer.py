@@ -6,7 +6,8 @@ U+2581 that stands in the text comes back as a space.
 
 BPE and not unigram, because Hugging Face's fast tokenizer breaks unigram's ties otherwise: of
 42,649 texts in 500 languages and of random strings, 261 had other ids with unigram, none with BPE.
-Read next: `hf_tokenizer.py` (export), `tokenizer_report.py` (how fair it is).
+Read next: `parity.py` (fairer vocabularies), `hf_tokenizer.py` (export), `tokenizer_report.py`
+(how fair it is).
 """
 
 import hashlib
@@ -28,6 +29,8 @@ import sentencepiece
 from .config import TokenizerConfig
 from .errors import DataError
 from .manifest import TOKENIZER_FOLDER, TOKENIZER_MODEL
+from .parallel_text import Texts, parallel_texts
+from .parity import train_parity
 from .shards import sync_folder, write_atomically
 
 __all__ = ["TOKENIZER_FOLDER", "Tokenizer", "sample_budgets", "train_tokenizer", "training_lines"]
@@ -176,11 +179,17 @@ def training_lines(text: str, ends: re.Pattern[str]) -> Iterator[str]:
 
 
 def train_tokenizer(
-    sample: Mapping[str, Sequence[str]], config: TokenizerConfig, folder: Path
+    sample: Mapping[str, Sequence[str]],
+    config: TokenizerConfig,
+    folder: Path,
+    *,
+    parallel: Texts | None = None,
 ) -> Tokenizer:
     """Trains on a sample (language -> texts, see `sample_budgets`) and writes the folder.
 
-    Equal samples give equal tokenizers. Raises DataError: the vocabulary does not fit the sample.
+    `parallel` are documents with equal ids in several languages that are not in the sample, for the
+    fair algorithms (`config.parity`); a file named in the settings comes before them. Equal input
+    gives equal tokenizers. Raises DataError: the vocabulary does not fit the sample.
     """
     check_settings(config)
     sizes: dict[str, int] = {}
@@ -194,18 +203,32 @@ def train_tokenizer(
             digest.update(data)
             characters.update(text)
         sizes[code] = size
-    rare = _rare_characters(characters, config.vocab_size)
-    texts = (text for code in sorted(sample) for text in sample[code])
-    ends = line_ends(rare)
-    lines = [line for text in texts for line in training_lines(text, ends)]
-    meta = {
+    meta: dict[str, Any] = {
         "settings": training_settings(config),
         "sample_bytes": sizes,
         "sample_sha256": digest.hexdigest(),
-        "characters": len(characters) - len(rare),
-        "rare_characters": len(rare),
     }
-    tokenizer = Tokenizer(_train(lines, config), meta)
+    if config.parity.algorithm == "bpe":
+        rare = _rare_characters(characters, config.vocab_size)
+        texts = (text for code in sorted(sample) for text in sample[code])
+        ends = line_ends(rare)
+        model = _train([line for text in texts for line in training_lines(text, ends)], config)
+        meta |= {"characters": len(characters) - len(rare), "rare_characters": len(rare)}
+    else:
+        if config.parity.parallel is not None:
+            parallel = parallel_texts(Path(config.parity.parallel))
+        ends = line_ends()
+        model, meta["parity"] = train_parity(
+            sample,
+            parallel or {},
+            config.parity,
+            vocab_size=config.vocab_size,
+            specials=SPECIAL_PIECES,
+            lines=lambda text: training_lines(text, ends),
+        )
+    tokenizer = Tokenizer(model, meta)
+    if tokenizer.vocab_size < config.vocab_size:
+        raise _too_little_text(config, tokenizer.vocab_size)
     tokenizer.save(folder)
     return Tokenizer.load(folder)
 
@@ -275,12 +298,16 @@ def _train(lines: list[str], config: TokenizerConfig) -> bytes:
         )
     except RuntimeError as error:
         if legal := re.search(r"too high.*<= (\d+)", str(error)):
-            way_out = f"use {legal[1]} or less, or give more text"
-            if int(legal[1]) < MINIMUM_VOCABULARY:
-                way_out = f"give more text, for {MINIMUM_VOCABULARY} at least"
-            raise DataError(
-                f"data.tokenizer.vocab_size={config.vocab_size}: the sample has text for only "
-                f"{legal[1]}: {way_out}"
-            ) from None
+            raise _too_little_text(config, int(legal[1])) from None
         raise
     return model.getvalue()
+
+
+def _too_little_text(config: TokenizerConfig, largest: int) -> DataError:
+    way_out = f"use {largest} or less, or give more text"
+    if largest < MINIMUM_VOCABULARY:
+        way_out = f"give more text, for {MINIMUM_VOCABULARY} at least"
+    return DataError(
+        f"data.tokenizer.vocab_size={config.vocab_size}: the sample has text for only {largest}: "
+        f"{way_out}"
+    )

@@ -2,7 +2,8 @@
 
 The premium (Petrov et al. 2023, arXiv:2305.15425) is how many more tokens a language needs for the
 same content than the language that needs fewest, so it exists on parallel text only: texts of two
-languages with equal ids.
+languages with equal ids. How unequal the premiums are is one number, their Gini coefficient (0 when
+all languages pay the same). Read next: `parity.py`, which trains for equal premiums.
 """
 
 import json
@@ -11,17 +12,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
 from .config import DataConfig
-from .errors import DataError
 from .manifest import Manifest
-from .shards import TokenLine
-from .sources import discover, language_folder, read_documents, read_lines
+from .parallel_text import Texts, parallel_texts
+from .sources import discover, language_folder, read_documents
+from .storage import Storage
+from .token_line import TokenLine
 from .tokenizer import Tokenizer
 
-Texts = Mapping[str, Mapping[str, str]]
-"""Language code -> document id -> text."""
+__all__ = [
+    "Fairness",
+    "TokenizerRow",
+    "corpus_texts",
+    "fairness",
+    "heldout_texts",
+    "parallel_texts",
+    "report_json",
+    "report_table",
+    "tokenizer_report",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +56,28 @@ class TokenizerRow:
     """Share of the tokens that are one byte of a character without a piece of its own."""
     premium: float | None
     """Tokens relative to the best language's for the same ids; None without ids in common."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fairness:
+    """How equally the tokenizer treats all languages."""
+
+    languages: int
+    """Languages that were compared."""
+    gini: float | None
+    """Gini coefficient of the premiums: 0 for equal ones; None without parallel text."""
+    worst_premium: float | None
+    """The largest premium."""
+    premium_95: float | None
+    """The premium that 95 % of the languages do not exceed."""
+    worst_language: str
+    """The language of the largest premium, or of the fewest bytes a token without premiums."""
+    least_bytes_per_token: float
+    """Bytes a token of the language with fewest."""
+    bytes_per_token: float
+    """Bytes a token of all text."""
+    byte_fallback: float
+    """Share of all tokens that are one byte of a character without a piece."""
 
 
 def tokenizer_report(
@@ -83,6 +117,37 @@ def tokenizer_report(
     return sorted(rows, key=lambda row: (-(row.premium or 0), row.bytes_per_token, row.language))
 
 
+def fairness(rows: Sequence[TokenizerRow]) -> Fairness | None:
+    """A report in few numbers; None of a report without rows.
+
+    Languages that have no premium are left out where others have one.
+    """
+    compared = [row for row in rows if row.premium is not None] or list(rows)
+    if not compared:
+        return None
+    premiums = np.array([row.premium for row in compared if row.premium is not None])
+    tokens = sum(row.tokens for row in compared)
+    return Fairness(
+        languages=len(compared),
+        gini=gini(premiums) if len(premiums) else None,
+        worst_premium=float(premiums.max()) if len(premiums) else None,
+        premium_95=float(np.quantile(premiums, 0.95)) if len(premiums) else None,
+        worst_language=compared[0].language,
+        least_bytes_per_token=min(row.bytes_per_token for row in compared),
+        bytes_per_token=sum(row.bytes for row in compared) / tokens,
+        byte_fallback=sum(row.byte_fallback * row.tokens for row in compared) / tokens,
+    )
+
+
+def gini(values: npt.ArrayLike) -> float:
+    """The Gini coefficient of non-negative values: their mean absolute difference over twice the
+    mean. 0 when all are equal, (n - 1) / n when one has everything.
+    """
+    x = np.sort(np.asarray(values, float))
+    ranks = 2 * np.arange(1, len(x) + 1) - len(x) - 1
+    return float(ranks @ x / (len(x) * x.sum()))
+
+
 def _premiums(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     """Tokens per token of the best language, through the language that has most ids.
 
@@ -104,29 +169,8 @@ def _premiums(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     return {code: ratio / best for code, ratio in ratios.items()}
 
 
-def parallel_texts(path: Path) -> dict[str, dict[str, str]]:
-    """Reads JSONL (plain, .gz, .zst) of `lang` or `language`, `id`, `text`; raises DataError.
-
-    Of several texts with one language and id (UDHR's variants) the first is taken.
-    """
-    texts: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            row = json.loads(line)
-            code = row.get("language") or row["lang"]
-            texts.setdefault(str(code), {}).setdefault(str(row["id"]), str(row["text"]))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise DataError(
-                f"{path}: line {number}: no JSON object with language (or lang), id and text: "
-                "write one a line"
-            ) from None
-    if not texts:
-        raise DataError(f"{path}: holds no text: write one JSON object a line")
-    return texts
-
-
 def heldout_texts(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer
+    folder: Storage | Path, manifest: Manifest, tokenizer: Tokenizer
 ) -> dict[str, dict[str, str]]:
     """The held-out documents of a prepared folder, by language and id."""
     texts: dict[str, dict[str, str]] = {}
@@ -164,7 +208,9 @@ def corpus_texts(config: DataConfig, most_bytes: int = 1_000_000) -> dict[str, d
 
 def report_table(rows: Sequence[TokenizerRow]) -> Table:
     """The report for a terminal."""
-    table = Table("language", title="Tokenizer, the dearest language first")
+    table = Table(
+        "language", title="Tokenizer, the dearest language first", caption=_caption(fairness(rows))
+    )
     for name in ("premium", "tokens/word", "bytes/token", "byte fallback", "tokens"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -180,5 +226,27 @@ def report_table(rows: Sequence[TokenizerRow]) -> Table:
 
 
 def report_json(rows: Sequence[TokenizerRow]) -> str:
-    """The report as JSON, one object a language."""
-    return json.dumps([asdict(row) for row in rows], indent=1)
+    """The report as JSON: `fairness` (null without rows), and `languages`, an object for each."""
+    summary = fairness(rows)
+    report = {
+        "fairness": asdict(summary) if summary else None,
+        "languages": [asdict(row) for row in rows],
+    }
+    return json.dumps(report, indent=1)
+
+
+def _caption(summary: Fairness | None) -> str:
+    if summary is None:
+        return "no text"
+    told = [f"{summary.languages} languages"]
+    if summary.gini is not None:
+        told += [
+            f"Gini of token cost {summary.gini:.3f}",
+            f"worst premium {summary.worst_premium:.2f} ({summary.worst_language}), 95 % at most "
+            f"{summary.premium_95:.2f}",
+        ]
+    told += [
+        f"bytes a token {summary.bytes_per_token:.2f}, least {summary.least_bytes_per_token:.2f}",
+        f"byte fallback {summary.byte_fallback:.1%} of tokens",
+    ]
+    return "; ".join(told)

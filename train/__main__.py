@@ -26,13 +26,15 @@ def prepare(arguments: argparse.Namespace) -> None:
     from .compose import compose_config
     from .console import OUT
 
-    run_prepare(compose_config(arguments.settings).data, force=arguments.force, console=OUT)
+    config = compose_config(arguments.settings).data
+    run_prepare(config, force=arguments.force, extend=arguments.extend, console=OUT)
 
 
 def tokenizer(arguments: argparse.Namespace) -> None:
     """Trains a tokenizer alone, or reports how the prepared one treats each language."""
     from ..data import tokenizer_report as report
     from ..data.prepare import load_prepared, train_corpus_tokenizer
+    from ..data.storage import open_storage
     from .compose import compose_config
     from .console import OUT, say
 
@@ -42,8 +44,9 @@ def tokenizer(arguments: argparse.Namespace) -> None:
         texts = report.corpus_texts(config)
         say(f"wrote {arguments.train}; use it with data.tokenizer.path={arguments.train}")
     else:
-        manifest, spoken = load_prepared(Path(config.prepared))
-        texts = report.heldout_texts(Path(config.prepared), manifest, spoken)
+        storage = open_storage(config.prepared, config.storage)
+        manifest, spoken = load_prepared(storage)
+        texts = report.heldout_texts(storage, manifest, spoken)
     parallel = arguments.parallel is not None
     if parallel:
         texts = report.parallel_texts(arguments.parallel)
@@ -57,12 +60,14 @@ def tokenizer(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Parameters, FLOPs, memory, tokens and epochs, before anything is allocated."""
     from ..data.manifest import Manifest
+    from ..data.storage import open_storage
     from .compose import compose_config
     from .console import OUT
     from .plan import make_plan, print_plan
 
     config = compose_config(arguments.settings)
-    print_plan(make_plan(config, Manifest.load(Path(config.data.prepared))), config, OUT)
+    storage = open_storage(config.data.prepared, config.data.storage)
+    print_plan(make_plan(config, Manifest.load(storage)), config, OUT)
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -97,6 +102,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     from ..data.inspection import inspect_step, print_step
     from ..data.prepare import load_prepared
     from ..data.seen import document_seen, print_document, print_seen, seen
+    from ..data.storage import open_storage
     from ..data.stream import Stream, first_ledger
     from .checkpoint import nearest_state
     from .compose import compose_config
@@ -111,11 +117,11 @@ def inspect(arguments: argparse.Namespace) -> None:
             f"{' '.join(arguments.settings[1:])}: a run is shown as it is; give it alone"
         )
     config = read_config(Path(first)) if is_run else compose_config(arguments.settings)
-    prepared = Path(config.data.prepared)
-    manifest, spoken = load_prepared(prepared)
+    storage = open_storage(config.data.prepared, config.data.storage)
+    manifest, spoken = load_prepared(storage)
     mixture = read_ledger(Path(first)) if is_run else None
     mixture = mixture or first_ledger(config.data, manifest, config.run.steps)
-    stream = Stream(prepared, manifest, mixture)
+    stream = Stream(storage, manifest, mixture)
     if is_run:
         wanted = arguments.step if arguments.seen is None else arguments.seen
         near = nearest_state(Path(first), wanted)
@@ -206,6 +212,9 @@ def parser() -> argparse.ArgumentParser:
             told += "; or one run folder"
         made[name].add_argument("settings", nargs="*", metavar="KEY=VALUE", help=told)
     made["prepare"].add_argument("--force", action="store_true", help="replace what is there")
+    made["prepare"].add_argument(
+        "--extend", metavar="NAME", help="add the corpus to the folder that is there, as NAME"
+    )
     made["tokenizer"].add_argument(
         "--parallel", type=Path, help="JSONL of parallel text: language (or lang), id, text"
     )

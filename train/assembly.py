@@ -14,6 +14,7 @@ from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.order import fingerprint
 from ..data.prepare import load_prepared
+from ..data.storage import Storage, open_storage
 from ..data.stream import Stream, build_order
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
@@ -46,6 +47,7 @@ class Trainer:
     manifest: Manifest
     tokenizer: Tokenizer
     ledger: Ledger
+    storage: Storage
     stream: Stream
     decoder: Decoder
     optimizers: Optimizers
@@ -60,8 +62,8 @@ class Trainer:
 def start(config: RunConfig, engine: TorchEngine) -> Trainer:
     """Opens run folder and data, builds the model, and resumes where there is a checkpoint."""
     torch.manual_seed(config.run.seed)
-    prepared = Path(config.data.prepared)
-    manifest, tokenizer = load_prepared(prepared)
+    storage = open_storage(config.data.prepared, config.data.storage)
+    manifest, tokenizer = load_prepared(storage)
     planned = dataclasses.replace(
         config,
         cluster=dataclasses.replace(config.cluster, nodes=1, processes_per_node=engine.world),
@@ -88,7 +90,7 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
     if engine.leader:
         write_ledger(folder, ledger)
     stream = Stream(
-        prepared, manifest, ledger,
+        storage, manifest, ledger,
         rank=engine.rank, world=engine.world, micro_slots=config.engine.micro_slots,
     )  # fmt: skip
     first_ids = fingerprint(stream.order)
@@ -97,7 +99,7 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
         load_weights(checkpoint, decoder)
     decoder.to(engine.device)
     trainer = Trainer(
-        config, folder, engine, manifest, tokenizer, ledger, stream, decoder,
+        config, folder, engine, manifest, tokenizer, ledger, storage, stream, decoder,
         Optimizers(decoder, config.optim, config.run.steps),
         torch.from_numpy(tokenizer.token_bytes).long().to(engine.device), first_ids,
         origin=config.checkpoint.resume,

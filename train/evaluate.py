@@ -36,7 +36,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
         sums = heldout_sums(
             run.decoder,
             engine,
-            Path(run.config.data.prepared),
+            run.storage,
             run.manifest,
             torch.from_numpy(run.tokenizer.token_bytes).long().to(engine.device),
             sequence_length=run.config.data.sequence_length,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.manifest import Manifest
 from ..data.packing import IGNORED
+from ..data.storage import Storage
 from ..data.token_line import TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder
@@ -80,7 +81,7 @@ def _row(pieces: Sequence[NDArray[np.int64]], T: int, pad_id: int) -> Row:
 def heldout_sums(
     decoder: Decoder,
     engine: TorchEngine,
-    prepared: Path,
+    storage: Storage,
     manifest: Manifest,
     token_bytes: Tensor,
     *,
@@ -103,7 +104,7 @@ def heldout_sums(
     decoder.eval()
     for index, code in enumerate(codes):
         entry = manifest.languages[code]
-        line = TokenLine(prepared, entry.heldout)
+        line = TokenLine(storage, entry.heldout)
         mine = [
             row
             for i, row in enumerate(evaluation_rows(line, sequence_length, 0, tokens_per_language))

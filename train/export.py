@@ -20,6 +20,7 @@ from .. import __version__
 from ..data.hf_tokenizer import export_hf_tokenizer
 from ..data.languages import language
 from ..data.manifest import LanguageEntry
+from ..data.storage import Storage
 from ..data.token_line import Int64, TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.hf.card import CardFacts, CardLanguage, model_card
@@ -119,7 +120,7 @@ def _export_family(
     opened: OpenRun, family: str, folder: Path, bits: dict[str, float]
 ) -> ExportResult:
     manifest, tokenizer = opened.manifest, opened.tokenizer
-    prepared = Path(opened.config.data.prepared)
+    storage = opened.storage
     entries = [entry for entry in manifest.languages.values() if entry.family == family]
     positions = opened.config.data.sequence_length
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
@@ -130,8 +131,8 @@ def _export_family(
             opened.decoder, family, staging, **ids, max_positions=positions, provenance=origin
         )
         export_hf_tokenizer(tokenizer, staging, model_max_length=positions)
-        gate = run_gate(opened.decoder, family, staging, gate_documents(prepared, entries), **ids)
-        told = _tokenizer_check(tokenizer, staging, prepared, entries)
+        gate = run_gate(opened.decoder, family, staging, gate_documents(storage, entries), **ids)
+        told = _tokenizer_check(tokenizer, staging, storage, entries)
         gate = replace(gate, checks=(*gate.checks, told))
         if gate.failed:
             _write_json(failed, gate.to_json())
@@ -157,7 +158,7 @@ def _export_family(
             provenance=origin,
         )
         prompts = [
-            {"language": entry.code, "prompt": _prompt(tokenizer, prepared, entry)}
+            {"language": entry.code, "prompt": _prompt(tokenizer, storage, entry)}
             for entry in entries
         ]
         _write_json(staging / "gate.json", gate.to_json())
@@ -198,7 +199,7 @@ def provenance(opened: OpenRun, family: str) -> dict[str, Any]:
     }
 
 
-def gate_documents(prepared: Path, entries: Sequence[LanguageEntry]) -> list[Int64]:
+def gate_documents(storage: Storage, entries: Sequence[LanguageEntry]) -> list[Int64]:
     """Documents for the gate, from every language in turn: held-out ones, then training ones.
 
     Training documents are used only where too little is held out; the gate compares two models on
@@ -209,7 +210,7 @@ def gate_documents(prepared: Path, entries: Sequence[LanguageEntry]) -> list[Int
     documents: list[Int64] = []
     total = 0
     for split in ("heldout", "train"):
-        lines = [_documents(prepared, entry, split) for entry in entries]
+        lines = [_documents(storage, entry, split) for entry in entries]
         for document in _in_turn(lines):
             if total >= WANTED_TOKENS and len(documents) >= len(entries):
                 return documents
@@ -218,9 +219,9 @@ def gate_documents(prepared: Path, entries: Sequence[LanguageEntry]) -> list[Int
     return documents
 
 
-def _documents(prepared: Path, entry: LanguageEntry, split: str) -> Iterator[Int64]:
+def _documents(storage: Storage, entry: LanguageEntry, split: str) -> Iterator[Int64]:
     shards = entry.heldout if split == "heldout" else entry.sources[0].shards
-    line = TokenLine(prepared, shards)
+    line = TokenLine(storage, shards)
     for start, stop in pairwise(line.document_bounds().tolist()):
         yield line.read(start, stop)
 
@@ -239,7 +240,7 @@ def _in_turn(lines: Sequence[Iterator[Int64]]) -> Iterator[Int64]:
 
 
 def _tokenizer_check(
-    tokenizer: Tokenizer, folder: Path, prepared: Path, entries: Sequence[LanguageEntry]
+    tokenizer: Tokenizer, folder: Path, storage: Storage, entries: Sequence[LanguageEntry]
 ) -> Check:
     """The folder's tokenizer, as transformers loads it, against ours on the family's own text."""
     from transformers import AutoTokenizer
@@ -255,7 +256,7 @@ def _tokenizer_check(
     differing = sum(found != ours for found, ours in special)
     for entry in entries:
         documents = chain(
-            _documents(prepared, entry, "heldout"), _documents(prepared, entry, "train")
+            _documents(storage, entry, "heldout"), _documents(storage, entry, "train")
         )
         for document in islice(documents, TOKENIZER_DOCUMENTS):
             text = tokenizer.decode(document)
@@ -271,9 +272,9 @@ def _tokenizer_check(
     )
 
 
-def _prompt(tokenizer: Tokenizer, prepared: Path, entry: LanguageEntry) -> str:
+def _prompt(tokenizer: Tokenizer, storage: Storage, entry: LanguageEntry) -> str:
     """The first words of a document, held out if there is one; empty if the language has none."""
-    documents = chain(_documents(prepared, entry, "heldout"), _documents(prepared, entry, "train"))
+    documents = chain(_documents(storage, entry, "heldout"), _documents(storage, entry, "train"))
     texts = (tokenizer.decode(document).strip() for document in islice(documents, 8))
     text = next((text for text in texts if text), "")
     line = text.splitlines()[0] if text else ""

@@ -10,7 +10,6 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -182,7 +181,7 @@ def evaluate_in_loop(trainer: Trainer, log: MetricsLog | None) -> None:
     """Bits per byte on held-out documents, told and logged."""
     config = trainer.config
     by_language = heldout_sums(
-        trainer.decoder, trainer.engine, Path(config.data.prepared), trainer.manifest,
+        trainer.decoder, trainer.engine, trainer.storage, trainer.manifest,
         trainer.token_bytes, sequence_length=config.data.sequence_length,
         rows=config.evaluation.rows, tokens_per_language=config.evaluation.tokens_per_language,
     )  # fmt: skip
@@ -204,7 +203,7 @@ def write_samples(trainer: Trainer) -> None:
     """One sample a family into samples/."""
     trainer.decoder.eval()
     samples = family_samples(
-        trainer.decoder, Path(trainer.config.data.prepared), trainer.manifest, trainer.tokenizer,
+        trainer.decoder, trainer.storage, trainer.manifest, trainer.tokenizer,
         tokens=trainer.config.logging.sample_tokens, seed=trainer.config.run.seed + trainer.step,
     )  # fmt: skip
     trainer.decoder.train()

@@ -8,6 +8,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -232,6 +233,9 @@ class Meter:
             "step_seconds": step_seconds,
             "eta_seconds": step_seconds * steps_left,
         }
+        if self.stream.storage.counts.requests:
+            # This process's, since the run was started; a local folder counts nothing.
+            row["storage"] = asdict(self.stream.storage.counts)
         self._begin()
         return row
 

@@ -24,6 +24,7 @@ from ..data.languages import language
 from ..data.manifest import MANIFEST_NAME, Manifest
 from ..data.packing import sequences_in
 from ..data.shards import write_atomically
+from ..data.storage import open_storage
 from ..model.accounting import ParameterCounts, count_parameters
 from .checkpoint import RunState, latest_checkpoint, read_state
 from .compose import from_yaml
@@ -172,8 +173,14 @@ def _json(path: Path) -> Row:
 
 
 def _manifest(config: RunConfig | None) -> Manifest | None:
-    prepared = Path(config.data.prepared) if config else None
-    return Manifest.load(prepared) if prepared and (prepared / MANIFEST_NAME).exists() else None
+    if config is None:
+        return None
+    storage = open_storage(config.data.prepared, config.data.storage)
+    try:
+        storage.read(MANIFEST_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Manifest.load(storage)
 
 
 def _newest_state(run: Path) -> RunState | None:

@@ -23,6 +23,7 @@ from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.prepare import load_prepared
 from ..data.shards import write_atomically
+from ..data.storage import Storage, open_storage
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
 from .checkpoint import latest_checkpoint, load_weights, read_state
@@ -128,6 +129,7 @@ class OpenRun:
 
     folder: Path
     config: RunConfig
+    storage: Storage
     manifest: Manifest
     tokenizer: Tokenizer
     ledger: Ledger
@@ -153,13 +155,14 @@ def open_run(folder: Path, step: int | None = None) -> OpenRun:
             f"{folder} has no checkpoint {'yet' if step is None else f'of step {step}'}; "
             f"it keeps: {kept or 'none'}"
         )
-    manifest, tokenizer = load_prepared(Path(config.data.prepared))
+    storage = open_storage(config.data.prepared, config.data.storage)
+    manifest, tokenizer = load_prepared(storage)
     state = read_state(checkpoint)
     decoder = build_decoder(config.model, manifest.families, seed=config.run.seed)
     load_weights(checkpoint, decoder)
     decoder.eval()
     return OpenRun(
-        folder, config, manifest, tokenizer, state.ledger, decoder, state.step, checkpoint
+        folder, config, storage, manifest, tokenizer, state.ledger, decoder, state.step, checkpoint
     )
 
 

@@ -20,6 +20,7 @@ from ..data.manifest import Manifest, load_parent
 from ..data.mixture import Horizon, MixtureConfig, decide
 from ..data.order import Order
 from ..data.shards import write_atomically
+from ..data.storage import Storage, open_storage
 from ..data.stream import build_order, first_ledger
 from ..data.token_line import TokenLine
 from .build import build
@@ -136,7 +137,7 @@ def edit_mixture(
         if drop_later and step >= now:
             kept = tuple(e for e in ledger.entries if e.from_step < step or not e.from_step)
             ledger = dataclasses.replace(ledger, entries=kept)
-        prepared = Path(config.data.prepared)
+        prepared = open_storage(config.data.prepared, config.data.storage)
         manifest = Manifest.load(prepared)
         order = build_order(ledger, manifest)
         decided_over = ledger.at(step).manifest_hash
@@ -145,7 +146,7 @@ def edit_mixture(
         if state:
             order.restore(state.stream)
         entry = next_entry(
-            config, ledger, manifest, order, settings, step, quarantine, release, reason
+            config, ledger, manifest, order, prepared, settings, step, quarantine, release, reason
         )
         if step == 0 and len(ledger.entries) == 1 and not now:
             edited = dataclasses.replace(ledger, entries=(entry,))
@@ -161,6 +162,7 @@ def next_entry(
     ledger: Ledger,
     manifest: Manifest,
     order: Order,
+    storage: Storage,
     settings: Sequence[str],
     step: int,
     quarantine: Sequence[str],
@@ -178,7 +180,7 @@ def next_entry(
         for source in owners:
             del shut[source][shard]
     for shard in quarantine:
-        source, span = find_shard(manifest, Path(config.data.prepared), shard)
+        source, span = find_shard(manifest, storage, shard)
         shut.setdefault(source, {})[shard] = span
     entry, held = decide(
         mixture,
@@ -229,7 +231,7 @@ def build_mixture(base: dict[str, object], settings: Sequence[str]) -> MixtureCo
     return mixture
 
 
-def find_shard(manifest: Manifest, prepared: Path, path: str) -> tuple[str, tuple[int, int]]:
+def find_shard(manifest: Manifest, storage: Storage, path: str) -> tuple[str, tuple[int, int]]:
     """The source that holds a shard, and the tokens of its line in it, [first, last + 1).
 
     Raises:
@@ -238,7 +240,7 @@ def find_shard(manifest: Manifest, prepared: Path, path: str) -> tuple[str, tupl
     for name, source in manifest.sources.items():
         folder = source.shards.table.rpartition("/")[0]
         if source.shards.table and path.startswith(folder + "/"):
-            line = TokenLine(prepared, source.shards)
+            line = TokenLine(storage, source.shards)
             for number, shard in enumerate(line.shards):
                 if shard.path == path:
                     bounds = line.shard_bounds()
@@ -250,25 +252,24 @@ def find_shard(manifest: Manifest, prepared: Path, path: str) -> tuple[str, tupl
 
 
 def print_ledger(ledger: Ledger, console: Console) -> None:
-    """The decisions as a table, and each language's share under them."""
-    title = f"mixture: seed {ledger.seed}, order version {ledger.order_version}"
-    table = Table(title=title, title_justify="left")
-    for name in ("from step", "slots", "families", "languages", "sources"):
-        table.add_column(name, justify="right")
-    for name in ("manifest", "quarantine", "reason"):
-        table.add_column(name)
+    """The decisions, one a line, and each source's share of the batch under them."""
     for entry in ledger.entries:
-        table.add_row(
-            f"{entry.from_step:,}",
-            f"{entry.slots}",
-            f"{len(entry.families)}",
-            f"{sum(len(shares) for shares in entry.languages.values())}",
-            f"{sum(len(shares) for shares in entry.sources.values())}",
-            entry.manifest_hash[:12],
-            " ".join(shard for shards in entry.quarantine.values() for shard in shards),
-            entry.reason,
+        counts = (
+            f"{entry.slots} slots a step over {len(entry.families)} families, "
+            f"{sum(len(shares) for shares in entry.languages.values())} languages, "
+            f"{sum(len(shares) for shares in entry.sources.values())} sources"
         )
-    console.print(table)
+        shut = [shard for shards in entry.quarantine.values() for shard in shards]
+        told = [
+            counts,
+            f"manifest {entry.manifest_hash[:12]}",
+            *([f"without {', '.join(shut)}"] if shut else []),
+            *([entry.reason] if entry.reason else []),
+        ]
+        console.print(
+            f"from step {entry.from_step:,}: {'; '.join(told)}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     shares = Table(title="share of the batch by source", title_justify="left")
     shares.add_column("source")
     for entry in ledger.entries:

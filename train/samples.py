@@ -1,11 +1,11 @@
 """Text a model writes while it trains: one short continuation a family."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from ..data.manifest import Manifest
+from ..data.storage import Storage
 from ..data.token_line import TokenLine
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder
@@ -44,7 +44,7 @@ def generate(
 
 def family_samples(
     decoder: Decoder,
-    prepared: Path,
+    storage: Storage,
     manifest: Manifest,
     tokenizer: Tokenizer,
     *,
@@ -60,7 +60,7 @@ def family_samples(
         if not members:
             continue
         entry = max(members, key=lambda e: (e.train_tokens, e.code))
-        line = TokenLine(prepared, entry.heldout)
+        line = TokenLine(storage, entry.heldout)
         first = line.document_bounds()[:2]
         prompt = line.read(int(first[0]), min(int(first[1]) - 1, int(first[0]) + PROMPT_TOKENS))
         new = generate(decoder, family, prompt.tolist(), tokens, eos_id=tokenizer.eos_id, seed=seed)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from xylem.data.inspection import (
     inspect_step,
     print_step,
 )
-from xylem.data.manifest import LanguageEntry, Manifest
-from xylem.data.shards import EncodedDocument, write_shards
+from xylem.data.manifest import LanguageEntry, Manifest, Source
+from xylem.data.shards import EncodedDocument, write_shards, write_table
 from xylem.data.stream import Stream, first_ledger
 from xylem.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -37,6 +38,7 @@ FAMILIES = {
     "arb_Arab": "afro_asiatic",
 }
 T = 48
+NO_SHARDS = write_table(Path(), "", ())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,10 @@ def stream(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> It
             prepared, f"train/{code}", documents,
             language=code, vocab_size=tokenizer.vocab_size, shard_tokens=100_000,
         )  # fmt: skip
-        entries[code] = LanguageEntry(code=code, family=FAMILIES[code], train=shards, heldout=())
+        source = Source(name=code, language=code, languages=(code,), shards=shards)
+        entries[code] = LanguageEntry(
+            code=code, family=FAMILIES[code], sources=(source,), heldout=NO_SHARDS
+        )
     manifest = Manifest(
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
@@ -76,7 +81,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> It
     config = DataConfig(
         corpus="", prepared=str(prepared), sequence_length=T, slot_sequences=3, slots_per_step=6
     )
-    opened = Stream(prepared, manifest, first_ledger(config, manifest))
+    opened = Stream(prepared, manifest, first_ledger(config, manifest, 20))
     yield opened
     opened.close()
 
@@ -96,8 +101,8 @@ def test_the_slots_and_sequences_are_those_that_training_reads(
         assert [(s.number, s.family) for s in shown.slots] == [(s.number, s.family) for s in order]
         rows = [row for slot in shown.slots for row in slot.sequences]
         wanted = [row for slot in order for row in slot.sequences]
-        assert [(r.language, r.epoch, r.position) for r in rows] == [
-            (r.language, r.epoch, r.position) for r in wanted
+        assert [(r.source, r.epoch, r.position) for r in rows] == [
+            (r.source, r.epoch, r.position) for r in wanted
         ]
         trained = stream.read(step).micro_batches
         predicted = sum(int((micro.targets_BT != -100).sum()) for micro in trained)
@@ -165,8 +170,8 @@ def test_a_long_text_is_cut_unless_all_is_asked_for() -> None:
         begins=True, ends=True,
     )  # fmt: skip
     sequence = InspectedSequence(
-        language="deu_Latn", epoch=0, position=0, documents=(document,), tokens=500,
-        predicted=500, padding=0,
+        language="deu_Latn", source="deu_Latn", epoch=0, position=0, documents=(document,),
+        tokens=500, predicted=500, padding=0,
     )  # fmt: skip
     slot = InspectedSlot(number=0, family="germanic", sequences=(sequence,))
     long = InspectedStep(step=0, slots=(slot,), slots_in_step=1)

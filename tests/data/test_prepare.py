@@ -23,8 +23,14 @@ from xylem.data import shards as shards_module
 from xylem.data.config import DataConfig, FamilyConfig, TokenizerConfig
 from xylem.data.errors import DamagedShard, DataError
 from xylem.data.manifest import LanguageEntry, Manifest
+from xylem.data.mixture import MixtureConfig
+from xylem.data.preparation import reading as reading_module
+from xylem.data.preparation import tasks as tasks_module
+from xylem.data.preparation.settings import all_shards
 from xylem.data.prepare import is_heldout, load_prepared, prepare, train_corpus_tokenizer
-from xylem.data.shards import TokenLine
+from xylem.data.shards import Shard, ShardSet
+from xylem.data.storage import open_storage
+from xylem.data.token_line import TokenLine, read_table
 from xylem.data.tokenizer import Tokenizer, train_tokenizer
 
 SENTENCES = {
@@ -98,6 +104,15 @@ def quiet(config: DataConfig, **options: Any) -> Manifest:
     return prepare(config, console=Said().console, **options)
 
 
+def train(entry: LanguageEntry) -> ShardSet:
+    """The shards of a language's text as it is."""
+    return entry.sources[0].shards
+
+
+def shards_of(folder: Path | str, shards: ShardSet) -> tuple[Shard, ...]:
+    return read_table(open_storage(Path(folder)), shards)
+
+
 def nothing_is_there(config: DataConfig) -> bool:
     return not Path(config.prepared).exists() and not Path(f"{config.prepared}.partial").exists()
 
@@ -117,7 +132,7 @@ def test_every_document_is_there_with_its_tokens(config: DataConfig) -> None:
     for code, entry in manifest.languages.items():
         heldout = {i for i in TEXTS[code] if is_heldout(i, config)}
         for shards, expected in (
-            (entry.train, TEXTS[code].keys() - heldout),
+            (train(entry), TEXTS[code].keys() - heldout),
             (entry.heldout, None),
         ):
             line = TokenLine(folder, shards)
@@ -133,8 +148,9 @@ def test_every_document_is_there_with_its_tokens(config: DataConfig) -> None:
                 assert tokenizer.decode(tokens) == text
                 assert line.document_bytes()[n] == len(text.encode())
                 assert tokenizer.token_bytes[tokens].sum() == len(text.encode())
-        assert len(entry.train) > 1
-        assert entry.train_tokens == TokenLine(folder, entry.train).tokens
+        assert train(entry).shards > 1
+        assert entry.train_tokens == TokenLine(folder, train(entry)).tokens
+        assert [s.name for s in entry.sources] == [code] and not entry.sources[0].transform
 
 
 def test_equal_ids_are_held_out_in_every_language(config: DataConfig) -> None:
@@ -156,7 +172,7 @@ def test_documents_are_shuffled_and_not_alike_in_two_languages(config: DataConfi
     manifest = quiet(config)
     orders = []
     for entry in manifest.languages.values():
-        ids = TokenLine(Path(config.prepared), entry.train).document_ids()
+        ids = TokenLine(Path(config.prepared), train(entry)).document_ids()
         numbers = [int(i.removeprefix("story/")) for i in ids]
         assert abs(np.corrcoef(numbers, range(len(numbers)))[0, 1]) < 0.5
         orders.append(ids)
@@ -187,7 +203,7 @@ def test_the_seed_changes_the_order(config: DataConfig, tmp_path: Path) -> None:
     second = quiet(other)
     assert first.tokenizer_sha256 == second.tokenizer_sha256
     ids = [
-        TokenLine(Path(p), m.languages["fin_Latn"].train).document_ids()
+        TokenLine(Path(p), train(m.languages["fin_Latn"])).document_ids()
         for p, m in ((config.prepared, first), (other.prepared, second))
     ]
     assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
@@ -214,7 +230,7 @@ def test_output_that_is_no_terminal_gets_plain_lines(config: DataConfig) -> None
     said = Said()
     prepare(config, console=said.console)
     assert "\x1b" not in said.text and "3 languages of" in said.text
-    for stage in ("survey", "sample", "tokenizer", "shards", "verify"):
+    for stage in ("read", "sample", "tokenizer", "shards", "verify"):
         assert sum(line.startswith(stage) for line in said.text.splitlines()) == 1
 
 
@@ -230,7 +246,7 @@ def test_the_tokenizer_sees_training_text_only_and_its_budget(
         seen.update(sample)
         return train_tokenizer(sample, *rest)
 
-    monkeypatch.setattr(prepare_module, "train_tokenizer", spy)
+    monkeypatch.setattr(reading_module, "train_tokenizer", spy)
     quiet(config)
     heldout = {i for i in TEXTS["eng_Latn"] if is_heldout(i, config)}
     assert heldout
@@ -249,7 +265,7 @@ def test_a_given_tokenizer_is_used_and_not_trained(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = train_corpus_tokenizer(config, tmp_path / "given", console=Said().console)
-    monkeypatch.setattr(prepare_module, "train_tokenizer", None)
+    monkeypatch.setattr(reading_module, "train_tokenizer", None)
     config = dataclasses.replace(config, tokenizer=TokenizerConfig(path=str(tmp_path / "given")))
     assert quiet(config).tokenizer_sha256 == given.sha256
     assert Tokenizer.load(Path(config.prepared) / "tokenizer").sha256 == given.sha256
@@ -276,12 +292,14 @@ def test_a_second_start_finds_nothing_to_do(
 ) -> None:
     first = quiet(config)
     before = {p: p.stat().st_mtime_ns for p in Path(config.prepared).rglob("*")}
-    monkeypatch.setattr(prepare_module, "write_shards", None)
+    monkeypatch.setattr(tasks_module, "write_tars", None)
     said = Said()
     assert prepare(config, console=said.console) == first
     assert "nothing to do" in said.text
     assert {p: p.stat().st_mtime_ns for p in Path(config.prepared).rglob("*")} == before
-    other_use = dataclasses.replace(config, slots_per_step=2, family_temperature=1.0)
+    other_use = dataclasses.replace(
+        config, slots_per_step=2, prepare_workers=2, mixture=MixtureConfig(family_temperature=1.0)
+    )
     assert quiet(other_use) == first
 
 
@@ -337,7 +355,8 @@ def test_an_empty_folder_may_be_filled(config: DataConfig) -> None:
 
 def test_a_damaged_shard_is_found_on_the_next_start(config: DataConfig) -> None:
     manifest = quiet(config)
-    path = Path(config.prepared) / manifest.languages["fin_Latn"].train[1].path
+    second = shards_of(config.prepared, train(manifest.languages["fin_Latn"]))[1]
+    path = Path(config.prepared) / second.path
     os.truncate(path, 100)
     with pytest.raises(DamagedShard, match=r"train/fin_Latn/00001\.tar: 100 bytes"):
         quiet(config)
@@ -347,7 +366,7 @@ def test_a_damaged_shard_is_found_on_the_next_start(config: DataConfig) -> None:
 def test_damaged_records_of_a_prepared_folder(config: DataConfig, name: str) -> None:
     quiet(config)
     (Path(config.prepared) / name).write_text("{")
-    with pytest.raises(DataError, match=rf"{name}: .*run `xylem prepare --force`"):
+    with pytest.raises(DataError, match=rf"{name}: .*--force"):
         quiet(config)
     assert quiet(config, force=True) == Manifest.load(Path(config.prepared))
 
@@ -359,7 +378,27 @@ def test_a_language_with_fewer_tokens_than_a_sequence(config: DataConfig) -> Non
     write_corpus(Path(config.corpus), {"swh_Latn": {"a": "Watu wote."}})
     with pytest.raises(
         DataError,
-        match=r"too few training tokens: swh_Latn \(\d+\): .*=64 needs 65: leave them out",
+        match=r"too few training tokens: swh_Latn \(at most 12\): .*=64 needs 65: leave them out",
+    ):
+        quiet(config)
+    assert nothing_is_there(config)
+
+
+def test_a_short_language_is_told_before_shards_are_written(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(Path(config.corpus), {"swh_Latn": {"a": "Watu wote."}})
+    for name in ("train_tokenizer", "sample_texts"):
+        monkeypatch.setattr(reading_module, name, None)
+    monkeypatch.setattr(tasks_module, "write_tars", None)
+    with pytest.raises(DataError, match="too few training tokens: swh_Latn"):
+        quiet(config)
+
+
+def test_a_language_that_turns_out_too_short_when_encoded(config: DataConfig) -> None:
+    write_corpus(Path(config.corpus), {"swh_Latn": {"a": "human beings are born free " * 5}})
+    with pytest.raises(
+        DataError, match=r"too few training tokens: swh_Latn \(\d+\): .*=64 needs 65"
     ):
         quiet(config)
     assert nothing_is_there(config)
@@ -411,17 +450,18 @@ def test_a_full_disk_keeps_the_folder_that_force_would_replace(
 def test_a_shard_that_changes_while_it_is_written_is_found(
     config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = prepare_module._write_languages
+    real = prepare_module._write
 
-    def flip(*arguments: Any) -> dict[str, LanguageEntry]:
-        languages = real(*arguments)
-        path = Path(f"{config.prepared}.partial") / languages["fin_Latn"].train[0].path
+    def flip(*arguments: Any) -> tuple[Tokenizer, dict[str, LanguageEntry]]:
+        tokenizer, languages = real(*arguments)
+        staging = Path(f"{config.prepared}.partial")
+        path = staging / shards_of(staging, train(languages["fin_Latn"]))[0].path
         data = bytearray(path.read_bytes())
         data[600] ^= 1
         path.write_bytes(data)
-        return languages
+        return tokenizer, languages
 
-    monkeypatch.setattr(prepare_module, "_write_languages", flip)
+    monkeypatch.setattr(prepare_module, "_write", flip)
     with pytest.raises(DamagedShard, match=r"train/fin_Latn/00000\.tar"):
         quiet(config)
     assert nothing_is_there(config)
@@ -436,7 +476,7 @@ module.build_family_map = lambda codes, config: FamilyMap(
     families=("all",), family_of={code: "all" for code in codes})
 from xylem.data import sources
 sources._check_code = lambda *arguments: None
-module.verify = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+module.verify_shards = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 module.prepare(DataConfig(corpus=sys.argv[1], prepared=sys.argv[2], sequence_length=64,
     tokenizer=TokenizerConfig(vocab_size=400, sample_bytes=20_000)))
 """
@@ -456,7 +496,7 @@ def test_what_a_killed_writer_left_is_never_taken_for_whole(config: DataConfig) 
     manifest = prepare(config, console=said.console)
     assert f"{partial}: removing what a killed `xylem prepare` left" in said.text
     assert not partial.exists()
-    written = {s.path for e in manifest.languages.values() for s in (*e.train, *e.heldout)}
+    written = {s.path for s in all_shards(Path(config.prepared), manifest.languages)}
     there = {
         p.relative_to(config.prepared).as_posix() for p in Path(config.prepared).rglob("*.tar")
     }

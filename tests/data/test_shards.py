@@ -13,20 +13,24 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xylem.data import local
 from xylem.data import shards as shards_module
 from xylem.data.errors import DamagedShard, DataError
-from xylem.data.manifest import LanguageEntry, Manifest
+from xylem.data.local import LocalStorage
+from xylem.data.manifest import MANIFEST_VERSION, LanguageEntry, Manifest, Source
 from xylem.data.shards import (
     BLOCK_TOKENS,
     EncodedDocument,
     Shard,
+    ShardSet,
     ShardWriter,
-    TokenLine,
     check_sizes,
     index_path,
     verify,
     write_shards,
+    write_table,
 )
+from xylem.data.token_line import TokenLine, read_table
 
 VOCABULARY = 8192
 
@@ -49,7 +53,11 @@ def line_of(written: list[EncodedDocument]) -> npt.NDArray[np.int64]:
     return np.concatenate([each.tokens for each in written]).astype(np.int64)
 
 
-def write(folder: Path, written: list[EncodedDocument], **options: int) -> tuple[Shard, ...]:
+def table(folder: Path, shards: ShardSet) -> tuple[Shard, ...]:
+    return read_table(LocalStorage(folder), shards)
+
+
+def write(folder: Path, written: list[EncodedDocument], **options: int) -> ShardSet:
     sizes = {"vocab_size": VOCABULARY, "shard_tokens": 100_000} | options
     return write_shards(folder, "train/swh_Latn", iter(written), language="swh_Latn", **sizes)
 
@@ -60,15 +68,15 @@ def written() -> list[EncodedDocument]:
 
 
 @pytest.fixture
-def shards(tmp_path: Path, written: list[EncodedDocument]) -> tuple[Shard, ...]:
+def shards(tmp_path: Path, written: list[EncodedDocument]) -> ShardSet:
     return write(tmp_path, written)
 
 
 def test_the_line_is_the_documents_one_after_the_other(
-    tmp_path: Path, shards: tuple[Shard, ...], written: list[EncodedDocument]
+    tmp_path: Path, shards: ShardSet, written: list[EncodedDocument]
 ) -> None:
     line, expected = TokenLine(tmp_path, shards), line_of(written)
-    assert len(shards) >= 3 and line.tokens == len(expected) and line.documents == len(written)
+    assert shards.shards >= 3 and line.tokens == len(expected) and line.documents == len(written)
     whole = line.read(0, line.tokens)
     assert whole.dtype == np.int64
     assert np.array_equal(whole, expected)
@@ -86,7 +94,8 @@ def test_any_piece_of_the_line_can_be_read(tmp_path_factory: pytest.TempPathFact
         TokenLine(folder, write(folder, written, shard_tokens=70_000)),
         line_of(written),
     )
-    borders = [0, line.tokens, *np.cumsum([each.tokens for each in line.shards]).tolist()]
+    borders = line.shard_bounds().tolist()
+    assert borders[0] == 0 and borders[-1] == line.tokens and len(borders) == len(line.shards) + 1
 
     @settings(max_examples=300, deadline=None)
     @given(st.integers(0, line.tokens), st.integers(0, line.tokens), st.sampled_from(borders))
@@ -97,7 +106,7 @@ def test_any_piece_of_the_line_can_be_read(tmp_path_factory: pytest.TempPathFact
     check()
 
 
-def test_reading_outside_the_line_is_refused(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
+def test_reading_outside_the_line_is_refused(tmp_path: Path, shards: ShardSet) -> None:
     line = TokenLine(tmp_path, shards)
     for start, stop in ((-1, 3), (5, 4), (0, line.tokens + 1)):
         with pytest.raises(IndexError):
@@ -121,16 +130,15 @@ def test_large_vocabularies_take_four_bytes(
     assert np.array_equal(
         TokenLine(tmp_path, shards).read(0, len(line_of(written))), line_of(written)
     )
-    sample = next(
-        iter(webdataset.WebDataset(str(tmp_path / shards[0].path), shardshuffle=False).decode())
-    )
+    path = str(tmp_path / table(tmp_path, shards)[0].path)
+    sample = next(iter(webdataset.WebDataset(path, shardshuffle=False).decode()))
     assert sample["tokens.npy"].dtype == dtype
 
 
 def test_webdatasets_own_reader_opens_a_shard(
-    tmp_path: Path, shards: tuple[Shard, ...], written: list[EncodedDocument]
+    tmp_path: Path, shards: ShardSet, written: list[EncodedDocument]
 ) -> None:
-    paths = [str(tmp_path / shard.path) for shard in shards]
+    paths = [str(tmp_path / shard.path) for shard in table(tmp_path, shards)]
     samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode())
     assert np.array_equal(np.concatenate([s["tokens.npy"] for s in samples]), line_of(written))
     described = [s["json"] for s in samples]
@@ -141,8 +149,9 @@ def test_webdatasets_own_reader_opens_a_shard(
     assert len({s["__key__"] for s in samples if s["__url__"] == paths[0]}) > 1
 
 
-def test_a_block_holds_whole_documents(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
-    samples = webdataset.WebDataset(str(tmp_path / shards[0].path), shardshuffle=False).decode()
+def test_a_block_holds_whole_documents(tmp_path: Path, shards: ShardSet) -> None:
+    path = str(tmp_path / table(tmp_path, shards)[0].path)
+    samples = webdataset.WebDataset(path, shardshuffle=False).decode()
     sizes = []
     for sample in samples:
         assert sum(sample["json"]["tokens"]) == len(sample["tokens.npy"])
@@ -153,38 +162,59 @@ def test_a_block_holds_whole_documents(tmp_path: Path, shards: tuple[Shard, ...]
 def test_equal_documents_give_equal_bytes(tmp_path: Path, written: list[EncodedDocument]) -> None:
     first, second = (write(tmp_path / name, written) for name in ("a", "b"))
     assert first == second
-    for shard in first:
+    for shard in table(tmp_path / "a", first):
         for path in (shard.path, index_path(shard.path)):
             assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
     assert write(tmp_path / "c", written[::-1]) != first
 
 
 def test_a_shard_knows_its_counts(
-    tmp_path: Path, shards: tuple[Shard, ...], written: list[EncodedDocument]
+    tmp_path: Path, shards: ShardSet, written: list[EncodedDocument]
 ) -> None:
-    assert sum(shard.documents for shard in shards) == len(written)
-    assert sum(shard.tokens for shard in shards) == len(line_of(written))
-    assert sum(shard.text_bytes for shard in shards) == sum(each.text_bytes for each in written)
-    assert [(tmp_path / shard.path).stat().st_size for shard in shards] == [s.bytes for s in shards]
-    verify(tmp_path, shards)
+    each = table(tmp_path, shards)
+    assert sum(shard.documents for shard in each) == len(written) == shards.documents
+    assert sum(shard.tokens for shard in each) == len(line_of(written)) == shards.tokens
+    text_bytes = sum(document.text_bytes for document in written)
+    assert sum(shard.text_bytes for shard in each) == text_bytes == shards.text_bytes
+    assert [(tmp_path / shard.path).stat().st_size for shard in each] == [s.bytes for s in each]
+    assert len(each) == shards.shards and sum(shard.bytes for shard in each) == shards.bytes
+    verify(tmp_path, each)
 
 
-def test_a_line_opens_nothing_until_it_is_read(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
-    gone = [dataclasses.replace(shard, path=f"gone/{n}.tar") for n, shard in enumerate(shards)]
-    line = pickle.loads(pickle.dumps(TokenLine(tmp_path, gone)))
-    assert line.tokens == sum(shard.tokens for shard in shards)
-    with pytest.raises(DamagedShard, match="gone/0"):
+def test_a_line_opens_nothing_until_it_is_read(tmp_path: Path, shards: ShardSet) -> None:
+    nowhere = dataclasses.replace(shards, table="gone/shards.jsonl")
+    line = pickle.loads(pickle.dumps(TokenLine(tmp_path, nowhere)))
+    assert line.tokens == shards.tokens and line.documents == shards.documents
+    with pytest.raises(DamagedShard, match=r"gone/shards\.jsonl: named in the manifest, but not"):
+        line.read(0, 1)
+    each = table(tmp_path, shards)
+    gone = [dataclasses.replace(shard, path=f"gone/{n}.tar") for n, shard in enumerate(each)]
+    line = TokenLine(tmp_path, write_table(tmp_path, "gone.jsonl", gone))
+    with pytest.raises(DamagedShard, match=r"gone/0\.idx\.npz: named in the manifest, but not"):
         line.read(0, 1)
 
 
-def test_a_pickled_line_reads_the_same(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
+def test_a_pickled_line_reads_the_same(tmp_path: Path, shards: ShardSet) -> None:
     line = TokenLine(tmp_path, shards)
     before = line.read(10, 50_000)
     assert np.array_equal(pickle.loads(pickle.dumps(line)).read(10, 50_000), before)
 
 
-def test_a_cut_shard_is_named(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
-    path = tmp_path / shards[1].path
+# What is on disk is not what was written
+
+
+def flip(path: Path, place: int) -> None:
+    """Changes one byte, and neither size nor modification time."""
+    times = path.stat()
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_cut_shard_is_named(tmp_path: Path, shards: ShardSet) -> None:
+    each = table(tmp_path, shards)
+    path = tmp_path / each[1].path
     os.truncate(path, path.stat().st_size - 512)
     line = TokenLine(tmp_path, shards)
     assert line.read(0, 100).size == 100
@@ -192,43 +222,143 @@ def test_a_cut_shard_is_named(tmp_path: Path, shards: tuple[Shard, ...]) -> None
         line.read(0, line.tokens)
     for check in (verify, check_sizes):
         with pytest.raises(DamagedShard, match=r"00001\.tar"):
-            check(tmp_path, shards)
+            check(tmp_path, each)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
-    (tmp_path / shards[2].path).unlink()
+def test_a_shard_that_is_cut_while_it_is_read_is_an_error_and_no_crash(
+    tmp_path: Path, shards: ShardSet
+) -> None:
+    line = TokenLine(tmp_path, shards)
+    line.read(0, line.tokens)
+    os.truncate(tmp_path / line.shards[0].path, 8192)
+    with pytest.raises(DamagedShard, match=r"00000\.tar: its bytes \d+ to \d+ .*cut while"):
+        line.read(20_000, 20_100)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path, shards: ShardSet) -> None:
+    each = table(tmp_path, shards)
+    (tmp_path / each[2].path).unlink()
     for check in (verify, check_sizes):
         with pytest.raises(DamagedShard, match=r"00002\.tar: named in the manifest, but not there"):
-            check(tmp_path, shards)
+            check(tmp_path, each)
+    line = TokenLine(tmp_path, shards)
+    with pytest.raises(DamagedShard, match=r"00002\.tar: named in the manifest, but not there"):
+        line.read(int(line.shard_bounds()[2]), line.tokens)
 
 
-def test_a_flipped_byte_is_found_by_verify(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
-    path = tmp_path / shards[1].path
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def test_a_flipped_byte_is_found_by_verify(tmp_path: Path, shards: ShardSet) -> None:
+    each = table(tmp_path, shards)
+    flip(tmp_path / each[1].path, each[1].bytes // 2)
     with pytest.raises(DamagedShard, match=r"00001\.tar: its sha256"):
-        verify(tmp_path, shards)
+        verify(tmp_path, each)
 
 
-def test_an_index_of_other_bytes_is_found_on_opening(
-    tmp_path: Path, shards: tuple[Shard, ...]
+def test_a_flipped_byte_is_found_when_its_block_is_first_read(
+    tmp_path: Path, shards: ShardSet
 ) -> None:
-    path = tmp_path / index_path(shards[0].path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DamagedShard, match=r"00000\.idx\.npz: not the index"):
+    each = table(tmp_path, shards)
+    flip(tmp_path / each[1].path, 100_000)
+    line = TokenLine(tmp_path, shards)
+    start, stop = line.shard_bounds()[1:3].tolist()
+    assert line.read(0, start).size == start
+    assert line.read(start, start + 32_768).size == 32_768, "the block before the flipped byte"
+    with pytest.raises(DamagedShard, match=r"00001\.tar: its bytes (\d+) to (\d+) .*") as caught:
+        line.read(start, stop)
+    first, last = (int(word) for word in str(caught.value).split() if word.isdigit())
+    assert first <= 100_000 < last < each[1].bytes
+    with pytest.raises(DamagedShard, match=r"00001\.tar"):
+        line.read(stop - 40_000, stop)
+
+
+def replacement(folder: Path, written: list[EncodedDocument], shards: ShardSet) -> Shard:
+    """Replaces a line's first shard by one of other tokens and equal length."""
+    first = table(folder, shards)[0]
+    other = [dataclasses.replace(each, tokens=each.tokens ^ 1) for each in written]
+    theirs = table(folder / "other", write(folder / "other", other))[0]
+    assert theirs.bytes == first.bytes and theirs.sha256 != first.sha256
+    os.replace(folder / "other" / theirs.path, folder / first.path)
+    return theirs
+
+
+def test_a_shard_of_equal_length_in_its_place_is_found_when_first_read(
+    tmp_path: Path, shards: ShardSet, written: list[EncodedDocument]
+) -> None:
+    replacement(tmp_path, written, shards)
+    with pytest.raises(DamagedShard, match=r"00000\.tar: its bytes"):
+        TokenLine(tmp_path, shards).read(0, 1)
+
+
+def test_a_shard_of_equal_length_with_its_own_index_is_found_when_first_read(
+    tmp_path: Path, shards: ShardSet, written: list[EncodedDocument]
+) -> None:
+    theirs = replacement(tmp_path, written, shards)
+    os.replace(tmp_path / "other" / index_path(theirs.path), tmp_path / index_path(theirs.path))
+    with pytest.raises(DamagedShard, match=r"00000\.idx\.npz: its sha256"):
+        TokenLine(tmp_path, shards).read(0, 1)
+
+
+def test_a_shard_that_is_replaced_during_the_run_is_checked_again(
+    tmp_path: Path,
+    shards: ShardSet,
+    written: list[EncodedDocument],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = TokenLine(tmp_path, shards)
+    before = line.read(0, 100)
+    replacement(tmp_path, written, shards)
+    assert np.array_equal(line.read(0, 100), before), "the open file is the one that was checked"
+    monkeypatch.setattr(local, "most_open", lambda: 1)
+    line.read(line.tokens - 1, line.tokens)  # closes the first shard's file
+    with pytest.raises(DamagedShard, match=r"00000\.tar: its bytes"):
+        line.read(0, 100)
+
+
+def test_more_shards_than_files_may_be_open(
+    tmp_path: Path, written: list[EncodedDocument], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "most_open", lambda: 2)
+    line = TokenLine(tmp_path, write(tmp_path, written, shard_tokens=10_000))
+    expected, bounds = line_of(written), line.shard_bounds().tolist()
+    assert len(bounds) > 10
+
+    def files_open() -> int:
+        tars = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+        return sum(str(tmp_path) in tar for tar in tars)
+
+    for start in bounds[:-1] * 2:
+        assert np.array_equal(line.read(start, start + 9), expected[start : start + 9])
+        assert files_open() <= 2
+
+
+def test_a_table_of_other_bytes_is_found(tmp_path: Path, shards: ShardSet) -> None:
+    flip(tmp_path / shards.table, 20)
+    with pytest.raises(DamagedShard, match=r"shards\.jsonl: its sha256 is"):
+        TokenLine(tmp_path, shards).read(0, 1)
+
+
+def test_an_index_of_other_bytes_is_found_on_opening(tmp_path: Path, shards: ShardSet) -> None:
+    each = table(tmp_path, shards)
+    path = tmp_path / index_path(each[0].path)
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(DamagedShard, match=r"00000\.idx\.npz: its sha256"):
         TokenLine(tmp_path, shards).read(0, 1)
     with pytest.raises(DamagedShard, match=r"00000\.idx\.npz: its sha256"):
-        verify(tmp_path, shards)
+        verify(tmp_path, each)
 
 
-def test_verify_reports_the_bytes_it_read(tmp_path: Path, shards: tuple[Shard, ...]) -> None:
+def test_an_index_of_other_counts_than_its_table_is_found(tmp_path: Path, shards: ShardSet) -> None:
+    each = [dataclasses.replace(s, tokens=s.tokens + 1) for s in table(tmp_path, shards)]
+    line = TokenLine(tmp_path, write_table(tmp_path, "wrong.jsonl", each))
+    with pytest.raises(DamagedShard, match=r"00000\.idx\.npz: \d+ tokens, the table says \d+"):
+        line.read(0, 1)
+
+
+def test_verify_reports_the_bytes_it_read(tmp_path: Path, shards: ShardSet) -> None:
     read: list[int] = []
-    verify(tmp_path, shards, read.append)
-    indexes = sum((tmp_path / index_path(shard.path)).stat().st_size for shard in shards)
-    assert sum(read) == sum(shard.bytes for shard in shards) + indexes
+    each = table(tmp_path, shards)
+    verify(tmp_path, each, read.append)
+    indexes = sum((tmp_path / index_path(shard.path)).stat().st_size for shard in each)
+    assert sum(read) == sum(shard.bytes for shard in each) + indexes
 
 
 def test_a_full_disk_leaves_no_shard(
@@ -258,9 +388,17 @@ def test_a_writer_that_is_left_leaves_no_shard(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def manifest(shards: tuple[Shard, ...]) -> Manifest:
+def manifest(shards: ShardSet) -> Manifest:
     entries = {
-        code: LanguageEntry(code=code, family=family, train=shards, heldout=shards[:1])
+        code: LanguageEntry(
+            code=code,
+            family=family,
+            sources=tuple(
+                Source(name=name, language=code, languages=(code,), shards=shards)
+                for name in (code, f"{code}@books")
+            ),
+            heldout=shards,
+        )
         for code, family in (("swh_Latn", "atlantic_congo"), ("fin_Latn", "uralic"))
     }
     return Manifest(
@@ -281,10 +419,10 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path, manifest: Manifest) -> 
     assert loaded == manifest and loaded.hash == manifest.hash
     assert list(loaded.languages) == ["fin_Latn", "swh_Latn"]
     entry = loaded.languages["fin_Latn"]
-    assert entry.train_tokens == sum(shard.tokens for shard in entry.train)
-    assert entry.train_bytes == sum(shard.text_bytes for shard in entry.train)
-    assert entry.train_documents == sum(shard.documents for shard in entry.train)
-    assert entry.heldout_tokens == entry.heldout[0].tokens
+    assert list(loaded.sources) == ["fin_Latn", "fin_Latn@books", "swh_Latn", "swh_Latn@books"]
+    assert entry.train_tokens == 2 * entry.heldout.tokens
+    assert entry.train_bytes == 2 * entry.heldout.text_bytes
+    assert entry.train_documents == 2 * entry.heldout.documents
 
 
 def test_the_hash_follows_the_contents(manifest: Manifest) -> None:
@@ -310,8 +448,8 @@ def test_a_manifest_that_is_not_json_is_refused(tmp_path: Path, content: bytes) 
 
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path, manifest: Manifest) -> None:
-    dataclasses.replace(manifest, version=2).save(tmp_path)
-    with pytest.raises(DataError, match="manifest version 2, this Xylem reads 1"):
+    dataclasses.replace(manifest, version=1).save(tmp_path)
+    with pytest.raises(DataError, match=f"manifest version 1, this Xylem reads {MANIFEST_VERSION}"):
         Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(DataError, match="manifest version None"):

@@ -28,7 +28,14 @@ from xylem.data.tokenizer import (
     train_tokenizer,
     training_lines,
 )
-from xylem.data.tokenizer_report import parallel_texts, report_json, report_table, tokenizer_report
+from xylem.data.tokenizer_report import (
+    fairness,
+    gini,
+    parallel_texts,
+    report_json,
+    report_table,
+    tokenizer_report,
+)
 
 SHARED = Path(os.environ.get("XYLEM_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 
@@ -478,10 +485,47 @@ def test_the_report_is_a_table_and_json(tokenizer: Tokenizer) -> None:
     console.print(report_table(rows))
     shown = console.export_text()
     assert all(code in shown for code in SENTENCES)
-    assert [each["language"] for each in json.loads(report_json(rows))] == [
-        r.language for r in rows
-    ]
+    report = json.loads(report_json(rows))
+    assert [each["language"] for each in report["languages"]] == [r.language for r in rows]
+    summary = fairness(rows)
+    assert summary and report["fairness"]["gini"] == summary.gini
+    for number in (f"{summary.gini:.3f}", f"{summary.byte_fallback:.1%}", summary.worst_language):
+        assert number in " ".join(shown.split())
+    assert json.loads(report_json([])) == {"fairness": None, "languages": []}
     assert [r.premium for r in rows] == sorted((r.premium or 0 for r in rows), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1, 1, 1], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25), ([3, 1], 0.25), ([1, 2, 3], 2 / 9)],
+)
+def test_the_gini_coefficient(values: list[float], expected: float) -> None:
+    assert gini(values) == pytest.approx(expected)
+
+
+def test_fairness_in_few_numbers(tokenizer: Tokenizer) -> None:
+    texts = {
+        "eng_Latn": {"1": "human beings", "2": "free"},
+        "tha_Thai": {"1": "มนุษย์"},
+        "fin_Latn": {"9": "ihmiset"},
+    }
+    rows = tokenizer_report(tokenizer, texts)
+    english, thai = (next(r for r in rows if r.language == c) for c in ("eng_Latn", "tha_Thai"))
+    found = fairness(rows)
+    assert found is not None and found.languages == 2  # fin_Latn shares no id
+    premium = thai.premium or 0.0
+    assert premium > 1.05
+    assert (found.worst_premium, found.worst_language) == (premium, "tha_Thai")
+    assert found.gini == gini([1.0, premium])
+    assert found.premium_95 == pytest.approx(1 + 0.95 * (premium - 1))
+    assert found.least_bytes_per_token == 1.0 == thai.bytes_per_token
+    tokens = english.tokens + thai.tokens
+    assert found.bytes_per_token == (english.bytes + thai.bytes) / tokens
+    assert found.byte_fallback == thai.tokens / tokens
+    alone = fairness(tokenizer_report(tokenizer, texts, parallel=False))
+    assert alone is not None and alone.languages == 3
+    assert (alone.gini, alone.worst_premium, alone.worst_language) == (None, None, "tha_Thai")
+    assert fairness([]) is None
 
 
 def test_parallel_text_is_read(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_dense_control_has_equal_active_parameters() -> None:
         (["engine.micro_slots=0"], "engine.micro_slots=0 must be at least 1"),
         (["data.slots_per_step=0"], "data.slots_per_step=0 must be at least 1"),
         (["data.slot_sequences=0"], "data.slot_sequences=0 must be at least 1"),
-        (["data.family_temperature=0"], "data.family_temperature=0.* must be at least 0.1"),
+        (["data.mixture.family_temperature=0"], "family_temperature=0.* must be at least 0.1"),
         (["optim.learning_rate=-1"], "optim.learning_rate=-1.* must be at least 0"),
         (["model.kv_heads=3"], "model.heads=4 is not a multiple of model.kv_heads=3"),
     ],

@@ -8,7 +8,7 @@ import torch
 
 from xylem.data.packing import IGNORED
 from xylem.data.prepare import load_prepared
-from xylem.data.shards import TokenLine
+from xylem.data.token_line import TokenLine
 from xylem.model.decoder import build_decoder
 from xylem.model.routers import FamilySegment
 from xylem.train.compose import compose_config
@@ -62,7 +62,7 @@ def test_bits_per_byte_are_those_of_scoring_each_document_alone(prepared: Prepar
         tokens_per_language=None,
     )
     for code, entry in manifest.languages.items():
-        if not entry.heldout:
+        if not entry.heldout.documents:
             continue
         line = TokenLine(prepared.folder, entry.heldout)
         nll, bounds = 0.0, line.document_bounds()
@@ -78,7 +78,7 @@ def test_bits_per_byte_are_those_of_scoring_each_document_alone(prepared: Prepar
                 logits[0], tokens[0, 1:], reduction="sum"
             ).item()
         assert sums[code][0] == pytest.approx(nll, rel=1e-5)
-        assert sums[code][2] == entry.heldout_bytes
+        assert sums[code][2] == entry.heldout.text_bytes
 
 
 def test_sums_add_up_by_language_and_family() -> None:

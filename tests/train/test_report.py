@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import yaml
 
 from xylem.data.errors import DataError
 from xylem.data.languages import Language
-from xylem.data.ledger import Ledger, temperature_entry
-from xylem.data.manifest import LanguageEntry, Manifest
-from xylem.data.shards import Shard
+from xylem.data.ledger import Ledger, LedgerEntry, integer_shares
+from xylem.data.manifest import LanguageEntry, Manifest, Source
+from xylem.data.shards import ShardSet
 from xylem.train import report
 from xylem.train.checkpoint import RunState, _seal, _state_json
 from xylem.train.errors import UserError
@@ -120,10 +121,15 @@ def make_run(folder: Path, codes: dict[str, str] = FAMILY_OF, steps: int = 60) -
         )
         (folder / "samples" / f"step-{step}.txt").write_text(text, encoding="utf-8")
     (folder / "checkpoints" / "latest").write_text("step-60\n")
-    mixture = temperature_entry(
-        {family: {c: 500 for c, f in codes.items() if f == family} for family in codes.values()},
-        slots=4, family_temperature=1.0, language_temperature=1.0, manifest_hash="",
-    )  # fmt: skip
+    members = {f: [c for c, of in codes.items() if of == f] for f in set(codes.values())}
+    mixture = LedgerEntry(
+        from_step=0,
+        slots=4,
+        families=integer_shares({family: len(of) for family, of in members.items()}),
+        languages={family: integer_shares(dict.fromkeys(of, 1)) for family, of in members.items()},
+        sources={code: integer_shares({code: 1}) for code in codes},
+        manifest_hash="",
+    )
     state = RunState(
         step=60,
         ledger=Ledger(seed=0, sequence_length=64, slot_sequences=2, entries=(mixture,)),
@@ -299,10 +305,15 @@ def test_bits_per_byte_are_those_of_evaluate_and_pooled_in_training(page: Page) 
 @pytest.mark.usefixtures("no_charts")
 def test_tokens_held_and_epochs_come_from_the_prepared_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    shard = Shard(path="a.tar", sha256="", bytes=1, index_sha256="", documents=1, tokens=641,
-                  text_bytes=1)  # fmt: skip
+    shards = ShardSet(table="a.jsonl", sha256="", shards=1, bytes=1, documents=1, tokens=641,
+                      text_bytes=1)  # fmt: skip
     entries = {
-        code: LanguageEntry(code=code, family=family, train=(shard,), heldout=())
+        code: LanguageEntry(
+            code=code,
+            family=family,
+            sources=(Source(name=code, language=code, languages=(code,), shards=shards),),
+            heldout=replace(shards, table="", shards=0, documents=0, tokens=0),
+        )
         for code, family in FAMILY_OF.items()
     }
     (run / "no-prepared-folder").mkdir()

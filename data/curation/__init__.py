@@ -1,0 +1,1 @@
+"""From raw corpora to a clean corpus folder: filters, duplicates, contamination, on datatrove."""
