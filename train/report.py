@@ -286,13 +286,15 @@ def _language_rows(
         seen = [row["languages"][code] for row in train if code in row["languages"]]
         read: float | None = sum(row["tokens"] for row in seen) if train else None
         epochs = read / entry.train_tokens if read is not None and entry else None
-        if state and entry:
+        if state:
             length = state.ledger.sequence_length
             cursors = state.stream["cursors"]
-            sequences = sum(cursors.get(source.name, 0) for source in entry.sources)
+            names = {name for e in state.ledger.entries for name in e.sources.get(code, {})}
+            sequences = sum(cursors.get(name, 0) for name in names)
             read = sequences * length
-            held = sum(sequences_in(source.shards.tokens, length) for source in entry.sources)
-            epochs = sequences / max(1, held)
+            if entry:
+                held = sum(sequences_in(source.shards.tokens, length) for source in entry.sources)
+                epochs = sequences / max(1, held)
         score = scored.get(code, {})
         recent = [row["languages"][code] for row in latest if code in row["languages"]]
         rows.append(

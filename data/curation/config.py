@@ -44,6 +44,8 @@ class LanguageIdConfig:
     """Codes of a fastText model's labels that are none: `zh` -> `zho_Hans`."""
     characters: int = 4000
     """The model reads so many characters from a document's beginning."""
+    unlabelled_score: float = 0.5
+    """Least probability with which the model names the language of a document without a label."""
 
     def __post_init__(self) -> None:
         check_minimums(self, "curation.language_id", characters=100)

@@ -7,6 +7,9 @@ This file needs datatrove (the extra `curation`). Read next: `pipeline.py`, whic
 """
 
 import contextlib
+import copy
+import multiprocessing
+import multiprocessing.connection
 import os
 import shlex
 import subprocess
@@ -14,12 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import multiprocess
-import multiprocess.connection
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from loguru import logger
@@ -55,12 +58,15 @@ def run_stage(
     local = LocalStage(
         pipeline=pipeline, tasks=tasks, workers=workers, logging_dir=str(logs), skip_completed=True
     )
-    multiprocess.set_forkserver_preload([f"{__package__}.{name}" for name in _PRELOADED])
     try:
-        with _quiet():
-            local.run()
+        local.run()
     except (DataError, OSError):
         raise
+    except BrokenProcessPool:
+        raise StageFailed(
+            f"curation stage {name!r} failed: a process of it was killed (out of memory? then set "
+            f"curation.workers below {workers}); see {logs}/logs, then run the same command again"
+        ) from None
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise StageFailed(f"curation stage {name!r} failed: {what}; see {logs}/logs") from error
@@ -91,12 +97,37 @@ def slurm_executor(
 
 
 class LocalStage(LocalPipelineExecutor):  # type: ignore[misc]
-    """A local executor whose tasks log to their files only, not to the terminal as well."""
+    """datatrove's local executor, on a pool that notices when a process of it is killed.
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        _end_with_parent()
-        with _quiet():
-            return super()._run_for_rank(rank, local_rank, node_rank)
+    datatrove's own waits for ever for a task whose process ran out of memory.
+    """
+
+    def run(self) -> None:
+        """Runs the tasks that have not been completed; the first error ends the stage."""
+        ranks = self.get_incomplete_ranks()
+        if not ranks:
+            return
+        if self.workers == 1:
+            for rank in ranks:
+                run_task(self, rank)
+            return
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([f"{__package__}.{name}" for name in _PRELOADED])
+        with ProcessPoolExecutor(min(self.workers, len(ranks)), mp_context=context) as pool:
+            running = [pool.submit(run_task, self, rank) for rank in ranks]
+            try:
+                for done in as_completed(running):
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+
+def run_task(stage: LocalStage, rank: int) -> None:
+    """Runs one task of a stage, in this process."""
+    _end_with_parent()
+    with _quiet():
+        copy.deepcopy(stage)._run_for_rank(rank, rank)
 
 
 class SlurmStage(SlurmPipelineExecutor):  # type: ignore[misc]
@@ -169,13 +200,13 @@ def _is_queued(job: str) -> bool:
 @cache
 def _end_with_parent() -> None:
     """Ends this process when the command that started it is killed: nobody writes after that."""
-    parent = multiprocess.parent_process()
+    parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
 
 
 def _end_after(sentinel: int) -> None:
-    multiprocess.connection.wait([sentinel])
+    multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
 

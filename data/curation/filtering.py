@@ -56,7 +56,8 @@ class Judge:
             agreement = script_share(text, code.split("_")[1])
             if agreement is not None and agreement < thresholds.script_share:
                 continue
-            return code if probability >= thresholds.language_score else None
+            least = max(thresholds.language_score, self._config.language_id.unlabelled_score)
+            return code if probability >= least else None
         return None
 
     def reason(self, code: str, text: str) -> str | None:

@@ -157,7 +157,12 @@ def _read_warc(
     number = 0
     try:
         with open(path, "rb") as file:
-            for number, record in enumerate(ArchiveIterator(file), 1):
+            records = iter(ArchiveIterator(file))
+            while True:
+                number += 1
+                record = next(records, None)
+                if record is None:
+                    return
                 text = _text(record)
                 if record.raw_stream.read(1) or getattr(record.raw_stream, "limit", 0) > 0:
                     raise EOFError("a record ends before its length")
@@ -174,7 +179,7 @@ def _read_warc(
         if isinstance(error, OSError) and error.errno is not None:
             raise
         what = " ".join(str(error).split()) or type(error).__name__
-        message = f"{path}: record {number + 1}: cut off or no WARC ({what[:200]})"
+        message = f"{path}: record {number}: cut off or no WARC ({what[:200]})"
         if on_bad_line == "error":
             raise DataError(
                 f"{message}: copy it again, leave it out, or set data.on_bad_line=skip"

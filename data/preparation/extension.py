@@ -146,8 +146,7 @@ def _write(
     """The manifest of the folder with the corpus in it, and what of it is new."""
     old = base.languages
     new = [code for code in corpus.files if code not in old]
-    family_of = dict(build_family_map(sorted({*old, *new}), config.families).family_of)
-    family_of |= {code: entry.family for code, entry in old.items()}
+    family_of = build_family_map(sorted({*old, *new}), config.families).family_of
     job = Job(
         corpus=corpus,
         staging=staging,
@@ -160,14 +159,17 @@ def _write(
     lines = [*text_lines(job, reading), *derived_lines(job)]
     packed = pack_lines(job, lines, tokenizer, Path(config.prepared) / TOKENIZER_FOLDER)
     added = {
-        code: LanguageEntry(code=code, family=family_of[code], sources=sources, heldout=heldout)
+        code: LanguageEntry(
+            code=code,
+            family=old[code].family if code in old else family_of[code],
+            sources=sources,
+            heldout=heldout,
+        )
         for code, (sources, heldout) in packed.items()
     }
-    languages = dict(old)
-    for code, entry in added.items():
-        if code in old:
-            entry = replace(old[code], sources=(*old[code].sources, *entry.sources))
-        languages[code] = entry
+    languages = {**old, **added}
+    for code in added.keys() & old.keys():
+        languages[code] = replace(old[code], sources=(*old[code].sources, *added[code].sources))
     manifest = replace(
         base,
         languages=dict(sorted(languages.items())),

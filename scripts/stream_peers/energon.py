@@ -1,6 +1,7 @@
 # mypy: disable-error-code="import-not-found,import-untyped,untyped-decorator"
 """Megatron-Energon: WebDataset folders with an index, blended by weight, with a savable loader."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,23 +65,21 @@ def open_stream(folder: Path, loader: Loader) -> Stream:
         def batch(self, samples: list[Any]) -> Tensor:
             return torch.stack([sample.text for sample in samples])
 
-    blend = folder / f"blend-{loader.rank}-{abs(hash(tuple(loader.weights.values())))}.yaml"
-    blend.write_text(
-        json.dumps(
-            {
-                "__module__": "megatron.energon",
-                "__class__": "MetadatasetV2",
-                "splits": {
-                    "train": {
-                        "blend": [
-                            {"path": str(folder / code), "weight": weight}
-                            for code, weight in sorted(loader.weights.items())
-                        ]
-                    }
-                },
-            }
-        )
+    parts = [
+        {"path": str(folder / code), "weight": weight}
+        for code, weight in sorted(loader.weights.items())
+    ]
+    settings = json.dumps(
+        {
+            "__module__": "megatron.energon",
+            "__class__": "MetadatasetV2",
+            "splits": {"train": {"blend": parts}},
+        }
     )
+    # Ranks write at the same time, and each mixture is a file of its own.
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    blend = folder / f"blend-{digest}-{loader.rank}.yaml"
+    blend.write_text(settings)
     dataset = energon.get_train_dataset(
         blend,
         worker_config=energon.WorkerConfig(

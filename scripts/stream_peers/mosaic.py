@@ -43,8 +43,7 @@ def write(source: Source, folder: Path) -> None:
 def open_stream(folder: Path, loader: Loader) -> Stream:
     """Its dataset and loader, with hashes checked: which it does when it fetches a shard.
 
-    An epoch's size is what the weights make of it when no language is read twice: the largest
-    that needs no repetition; it then begins anew, as its loader does.
+    An epoch has as many sequences as the dataset, each language's part by its proportion.
     """
     from streaming import Stream as Language
     from streaming import StreamingDataLoader, StreamingDataset

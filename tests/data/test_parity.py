@@ -40,6 +40,7 @@ PARALLEL = {
     code: {str(i): text for i, text in enumerate(lines(code, 20, "parallel"))} for code in SIZES
 }
 TEST = {code: "\n".join(lines(code, 30, "test")) for code in SIZES}
+TINY = {"x": {"1": "a word"}, "y": {"1": "word"}}
 VOCABULARY = 420
 
 
@@ -209,13 +210,16 @@ def test_documents_of_most_languages_come_first() -> None:
     )
 
 
-@pytest.mark.parametrize("parallel", [{}, {"big_Latn": {"1": "a"}}, {"x": {"1": "a"}}])
-def test_without_parallel_text_bytes_a_token_are_compared(parallel: Any) -> None:
-    found = compared(parallel)
-    assert found.pivot is None and found.parallel == ()
-    assert list(found.words) == [word_types(SAMPLE[code]) for code in sorted(SAMPLE)]
-    sizes = [sum(len(text.encode()) for text in SAMPLE[code]) for code in sorted(SAMPLE)]
-    assert list(found.content) == sizes
+@pytest.mark.parametrize(
+    "parallel",
+    [{}, {"big_Latn": {"1": "a"}}, {"x": {"1": "a"}, "big_Latn": {"1": "a"}},
+     {"big_Latn": {"1": "a"}, "low_Deva": {"2": "क"}}],
+)  # fmt: skip
+def test_languages_that_cannot_be_compared(parallel: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"no two languages .* in data\.tokenizer\.parity\.parallel"
+    ):
+        compared(parallel)
 
 
 def test_a_named_file_comes_before_the_callers_documents(
@@ -265,7 +269,7 @@ def test_a_character_in_bytes_may_win_a_place(tmp_path: Path) -> None:
     assert not {"Ꭰ", "Ꭱ"} & set(frequent_characters([words[0]], 99))
     parity = ParityConfig(algorithm="weighted")
     config = TokenizerConfig(vocab_size=500, parity=parity)
-    made = train_tokenizer({"big_Latn": sample["big_Latn"]}, config, tmp_path / "t")
+    made = train_tokenizer(sample, config, tmp_path / "t", parallel=PARALLEL)
     assert {"Ꭰ", "Ꭱ"} <= set(made.pieces)
 
 
@@ -283,7 +287,7 @@ def test_a_vocabulary_too_large_for_the_sample(tmp_path: Path, algorithm: Any) -
 def test_a_sample_too_small_for_any_vocabulary(tmp_path: Path, algorithm: Any) -> None:
     config = TokenizerConfig(parity=ParityConfig(algorithm=algorithm))
     with pytest.raises(DataError, match=r"only \d+: give more text, for 320 at least"):
-        train_tokenizer({"x": ["a few words"]}, config, tmp_path / "t")
+        train_tokenizer({"x": ["a few words"], "y": ["few"]}, config, tmp_path / "t", parallel=TINY)
 
 
 def test_a_sample_without_text(tmp_path: Path) -> None:

@@ -271,6 +271,15 @@ def test_slurm_tasks_are_those_of_this_machine(
     assert stages == ["prepare-read", "prepare-pack"]
 
 
+def test_a_slurm_task_of_an_earlier_command_does_not_write_into_a_later_one(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.json").write_text("later")
+    step = execution._TaskOfRank((), tmp_path, b"earlier")
+    with pytest.raises(RuntimeError, match="another `xylem prepare` writes here now"):
+        step(None, 0, 1)
+
+
 # Kills
 
 
