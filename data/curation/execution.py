@@ -96,7 +96,7 @@ def slurm_executor(
     )
 
 
-class LocalStage(LocalPipelineExecutor):  # type: ignore[misc]
+class LocalStage(LocalPipelineExecutor):
     """datatrove's local executor, on a pool that notices when a process of it is killed.
 
     datatrove's own waits for ever for a task whose process ran out of memory.
@@ -130,7 +130,7 @@ def run_task(stage: LocalStage, rank: int) -> None:
         copy.deepcopy(stage)._run_for_rank(rank, rank)
 
 
-class SlurmStage(SlurmPipelineExecutor):  # type: ignore[misc]
+class SlurmStage(SlurmPipelineExecutor):
     """A Slurm executor whose tasks leave a user's mistake where the waiting command finds it."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:

@@ -53,8 +53,8 @@ vi=vie_Latn war=war_Latn yi=ydd_Hebr zh=zho_Hans+zho_Hant+cmn_Hani
 
 Only codes of which it gave 0.1 or more to three quarters of the texts, on average over Bible
 chapters, FLORES-200 sentences by fifteen, and the Universal Declaration of Human Rights by six
-articles. Its other 55 labels (Manx, Somali, Yoruba, small Wikipedias) it does not recognise there, or
-they could not be checked.
+articles. Its other 55 labels (Manx, Somali, Yoruba, those of small Wikipedias) it does not
+recognise there, or they could not be checked.
 """
 
 
@@ -103,7 +103,9 @@ def load_identifier(config: LanguageIdConfig) -> LanguageIdentifier:
             f"{path}: no fastText model ({what}): name one in curation.language_id.model, or "
             "leave it empty for the model that comes with the extra"
         ) from None
-    labels = [label.removeprefix(PREFIX) for label in model.predict("a", k=1 << 20, threshold=-1)[0]]
+    labels = [
+        label.removeprefix(PREFIX) for label in model.predict("a", k=1 << 20, threshold=-1)[0]
+    ]
     named = dict(config.labels)
     if not config.model:
         codes = {label: tuple(c.split("+")) for label, c in _pairs(LID176).items()}

@@ -3,7 +3,7 @@
 1. `filter`: script, language, running text (`filtering.py`);
 2. `exact`, `near`: duplicates within a language (`duplicates.py`);
 3. `decontaminate`: evaluation texts (`contamination.py`);
-4. `write`: the clean corpus (`writing.py`), with a report of what was dropped and why (`report.py`).
+4. `write`: the clean corpus (`writing.py`); and a report of what was dropped and why (`report.py`).
 
 Everything happens in `<folder>.work`, whose tasks leave completion markers; the clean corpus gets
 its name at the end, and only logs, the hit list and the report stay. The result depends on the
@@ -14,7 +14,7 @@ text and the settings that decide it, not on tasks, workers, or where they run. 
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -33,6 +33,8 @@ MARK_NAME = ".curation.json"
 """In the clean corpus: what it was made from."""
 _SETTINGS_NAME = "settings.json"
 _TASKS = "curation.tasks"
+Stage = Callable[[CurationConfig, Path, Path, Callable[..., None]], None]
+"""Settings, input folder, output folder, `run_stage`."""
 _EXECUTION = ("enabled", "folder", "tasks", "workers", "executor", "slurm")
 """Settings that do not decide the result."""
 _KEPT = ("logs", "report.json", "report.md", "contamination.jsonl", "lock")
@@ -97,7 +99,7 @@ def _run_stages(
     from .execution import run_stage
 
     work = work.resolve()
-    stages = [(filtering.STAGE, None)]
+    stages: list[tuple[str, Stage | None]] = [(filtering.STAGE, None)]
     stages += [("exact", exact_stage)] if curation.exact else []
     stages += [("near", minhash_stages)] if curation.minhash.enabled else []
     stages += [("decontaminate", decontamination_stage)] if curation.decontaminate.sources else []
@@ -155,9 +157,7 @@ def _finish(
 # What decides the result, and what is there already
 
 
-def _deciding(
-    config: RawCorpus, curation: CurationConfig, files: list[RawFile]
-) -> dict[str, Any]:
+def _deciding(config: RawCorpus, curation: CurationConfig, files: list[RawFile]) -> dict[str, Any]:
     """Everything that the result depends on, by name, as JSON reads it back."""
     from .evaluation_index import evaluation_files
 
@@ -246,7 +246,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two sets of settings, in words; empty if nothing does."""
     found = []
     for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
+        old: Any = before.get(name)
+        new: Any = now.get(name)
         if old == new:
             continue
         if name.endswith("files"):

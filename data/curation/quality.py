@@ -51,24 +51,25 @@ RECIPE = LanguageThresholds(
     stopwords=(),
     min_stop_words=2,
 )
-"""For a language of which nothing is known: Gopher's and FineWeb's numbers with FineWeb-2's change
-to repeated lines, and bounds on words about as wide as FineWeb-2's widest among languages with long
-(Greenlandic: 16 letters) and short ones. Which signs end a sentence differs too much for one
-share of lines (`line_punct_thr` is off, as FineWeb-2 has it for Thai or Amharic). 0.1 is low for a language score: lid.176 spreads its
-probability over more labels than GlotLID, for which FineWeb-2 asks 0.3 to 0.9."""
+"""For a language of which nothing is known: Gopher's and FineWeb's numbers, FineWeb-2's change to
+repeated lines, and bounds on words about as wide as FineWeb-2's widest (Greenlandic: 16 letters).
+Which signs end a sentence differs too much for one share of lines (`line_punct_thr` is off, as
+FineWeb-2 has it for Thai or Amharic). 0.1 is low for a language score: lid.176 is less sure of
+itself than GlotLID, of which FineWeb-2 asks 0.3 to 0.9."""
 
-_WORD = r"[\p{L}\p{M}\p{N}\u200c\u200d]"
-_SPACED = rf"{_WORD}+(?:['’ʼ-]{_WORD}+)*|[^\s\p{{L}}\p{{M}}\p{{N}}]+"
+_WORD_SIGNS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 
 
-class Words(WordTokenizer):  # type: ignore[misc]
+class Words(WordTokenizer):
     """Cuts text into words for datatrove's filters, by script alone."""
 
     def __init__(self, iso15924: str) -> None:
         super().__init__()
-        pattern = _SPACED
+        sign, letter = f"[{_WORD_SIGNS}]", ""
         if letters_a_word(iso15924) > 1:
-            pattern = rf"[\p{{L}}&&{character_class(scripts_of(iso15924))}]\p{{M}}*|{pattern}"
+            unspaced = rf"[\p{{L}}&&{character_class(scripts_of(iso15924))}]"
+            sign, letter = f"[{sign}--{unspaced}]", rf"{unspaced}\p{{M}}*|"
+        pattern = rf"{letter}{sign}+(?:['’ʼ-]{sign}+)*|[^\s{_WORD_SIGNS}]+"
         self._pattern = regex.compile(f"(?V1){pattern}")
 
     def word_tokenize(self, text: str) -> list[str]:
@@ -173,7 +174,9 @@ def read_config_file(path: Path, *, with_scores: bool) -> LanguageThresholds:
     try:
         read = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: no YAML ({' '.join(str(error).split())}): copy it again") from None
+        raise DataError(
+            f"{path}: no YAML ({' '.join(str(error).split())}): copy it again"
+        ) from None
     if not isinstance(read, Mapping) or not set(read) <= names:
         odd = sorted(set(read) - names)[0] if isinstance(read, Mapping) else read
         raise DataError(

@@ -118,7 +118,7 @@ def _run_in_processes(
                 "needs less memory"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 

@@ -50,6 +50,8 @@ class Loader:
     """Processes that share the global batch of B x world sequences."""
     state: Any = None
     """What `Stream.state` gave before, or None to begin."""
+    batches_a_step: int = 1
+    """Batches between two states, as with gradient accumulation: a peer may read them at once."""
     buffer: int = 1000
     """Sequences a language's shuffle buffer, of a peer that has one."""
     cache: str | None = None

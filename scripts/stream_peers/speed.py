@@ -16,6 +16,8 @@ from .neutral import Neutral
 from .session import Session
 
 BATCH = 8
+BATCHES_A_STEP = 4
+"""A step of 32 sequences, Xylem's default."""
 SHARD_SEQUENCES = 1024
 
 
@@ -111,6 +113,7 @@ class Contest:
         settings = {
             "sequence_length": self.data.sequence_length,
             "batch": BATCH,
+            "batches_a_step": BATCHES_A_STEP,
             "weights": self.data.natural_weights,
             **loader,
         }
@@ -131,12 +134,12 @@ class Contest:
             speed.error = written["error"]
             return
         speed.write_seconds, speed.written_bytes = written["seconds"], written["bytes"]
-        half = sum(self.data.sequences.values()) // BATCH // 2
+        half = max(1, sum(self.data.sequences.values()) // (2 * BATCH * BATCHES_A_STEP))
         for workers in self._workers(session):
             saved = session.ask(
                 {
                     **self._job(session, "read", workers=workers),
-                    "batches": half, "ids": False, "kill": True,
+                    "batches": half * BATCHES_A_STEP, "ids": False, "kill": True,
                     "save": str(self._state(session, workers)),
                 }
             )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Its batches hold more than the others': next-token targets and document bounds beside the tokens.
 Its state is a step and the mixtures so far; nothing of it is a rank's or a worker's. It has no
-workers: a thread reads ahead.
+workers: a thread reads ahead. A batch is a micro-batch: a step of several is asked for at once, in
+slots of four sequences as the default config has them; a step of one batch has slots of one.
 """
 
 import itertools
@@ -55,6 +56,7 @@ def open_stream(folder: Path, loader: Loader) -> Stream:
         within = {c: w / whole[manifest.languages[c].family] for c, w in weights.items()}
         return {**dict.fromkeys(manifest.languages, 0.0), **within}
 
+    slot = 4 if loader.batches_a_step > 1 else 1
     # (from which step, weights), oldest first.
     mixtures = loader.state["mixtures"] if loader.state else [(0, loader.weights)]
     step = loader.state["step"] if loader.state else 0
@@ -64,8 +66,8 @@ def open_stream(folder: Path, loader: Loader) -> Stream:
         corpus="",
         prepared=str(prepared),
         sequence_length=loader.sequence_length,
-        slot_sequences=1,
-        slots_per_step=loader.batch * loader.world,
+        slot_sequences=slot,
+        slots_per_step=loader.batch * loader.world * loader.batches_a_step // slot,
         seed=loader.seed,
         mixture=MixtureConfig(
             families=families(mixtures[0][1]),
@@ -84,22 +86,26 @@ def open_stream(folder: Path, loader: Loader) -> Stream:
         first_ledger(config, manifest, STEPS),
         rank=loader.rank,
         world=loader.world,
-        micro_slots=loader.batch,
+        micro_slots=loader.batch // slot,
         read_ahead=2 + loader.workers,
     )
     if loader.state and mixtures == loader.state["mixtures"]:
         stream.order.restore(loader.state["order"])
-    following = [step]
+    read_batches = itertools.count(1)
+    delivered = [0]
 
     def read() -> Iterator[Tensor]:
         for number in itertools.count(step):
-            (micro_batch,) = stream.batch(number).micro_batches
-            following[0] = number + 1
-            yield micro_batch.inputs_BT
+            for micro_batch in stream.batch(number).micro_batches:
+                delivered[0] = next(read_batches)
+                yield micro_batch.inputs_BT
 
     def state() -> dict[str, Any]:
-        order = stream.order.state(following[0])
-        return {"step": following[0], "mixtures": mixtures, "order": order}
+        steps, rest = divmod(delivered[0], loader.batches_a_step)
+        if rest:
+            raise ValueError("a state in the middle of a step")
+        following = step + steps
+        return {"step": following, "mixtures": mixtures, "order": stream.order.state(following)}
 
     return Stream(read(), state)
 

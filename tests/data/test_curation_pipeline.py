@@ -2,6 +2,8 @@
 
 import errno
 import gzip
+import importlib
+import io
 import json
 import os
 import random
@@ -10,13 +12,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from xylem.data.config import DataConfig
 from xylem.data.curation.config import (
     CurationConfig,
     LanguageIdConfig,
@@ -25,7 +28,6 @@ from xylem.data.curation.config import (
     QualityConfig,
     SlurmConfig,
 )
-from xylem.data.config import DataConfig
 from xylem.data.errors import DataError
 from xylem.data.sources import discover, read_documents
 
@@ -34,6 +36,7 @@ from xylem.data.curation import filtering, pipeline
 from xylem.data.curation.execution import StageFailed, run_stage, slurm_executor
 from xylem.data.curation.pipeline import curate
 from xylem.data.curation.reading import raw_files, read_raw
+from xylem.data.curation.report import LanguageReport, collect, warnings
 from xylem.data.curation.writing import copies
 
 ENGLISH = (
@@ -42,7 +45,7 @@ ENGLISH = (
 )
 GERMAN = (
     "Die alte Fähre fuhr zweimal am Tag über den Fluss. Bauern brachten Äpfel, Eier und Wolle auf "
-    "den Markt am anderen Ufer. Wenn das Wasser im Frühling stieg, blieben alle im Dorf."
+    "den Markt am anderen Ufer. Wenn das Wasser im Frühling stieg, blieben sie im Dorf."
 )
 RUSSIAN = (
     "Старый паром дважды в день переправлялся через реку. Крестьяне везли на рынок яблоки, яйца "
@@ -95,6 +98,10 @@ def settings(**values: Any) -> CurationConfig:
 EVERYTHING = settings(exact=True, minhash=MinHashConfig())
 
 
+def recording() -> Console:
+    return Console(record=True, width=200, file=io.StringIO())
+
+
 def clean(folder: Path) -> dict[str, bytes]:
     """The clean corpus, file by file."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
@@ -121,7 +128,7 @@ def report(folder: Path) -> dict[str, Any]:
 def test_clean_corpus_is_a_corpus_folder_and_the_report_says_what_was_dropped_and_why(
     corpus: Path, tmp_path: Path
 ) -> None:
-    console = Console(record=True, width=200, quiet=False, file=open(os.devnull, "w"))
+    console = recording()
     folder = curate(raw(corpus), EVERYTHING, tmp_path / "clean", console)
     kept = ids(folder)
     assert sorted(kept) == ["acu_Latn", "deu_Latn", "eng_Latn"]
@@ -145,7 +152,6 @@ def test_clean_corpus_is_a_corpus_folder_and_the_report_says_what_was_dropped_an
     assert "| eng_Latn | 3 | 1 |" in text and "only their script was checked: acu_Latn" in text
     shown = console.export_text()
     assert "eng_Latn" in shown and "script 1" in shown
-
 
     # Of the work folder only what a reader may want stays.
     stays = sorted(entry.name for entry in (tmp_path / "clean.work").iterdir())
@@ -211,7 +217,7 @@ def test_rehydration_writes_copies_and_without_it_each_document_counts_once(tmp_
 def test_second_call_finds_everything_done(corpus: Path, tmp_path: Path) -> None:
     folder = curate(raw(corpus), settings(), tmp_path / "clean", QUIET)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    console = Console(record=True, width=200, file=open(os.devnull, "w"))
+    console = recording()
     curate(raw(corpus), settings(tasks=9), folder, console)
     assert "nothing to do" in console.export_text()
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -336,6 +342,41 @@ def test_two_runs_in_one_folder_are_refused(corpus: Path, tmp_path: Path) -> Non
     (tmp_path / "clean.work").mkdir()
     with pipeline._locked(tmp_path / "clean.work"):
         assert "another run is curating" in refused(corpus, tmp_path / "clean", settings())
+
+
+def test_killed_process_ends_the_stage_instead_of_being_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out_of_memory.py").write_text(
+        "import os, signal\ndef step(documents, rank, world_size):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    step = importlib.import_module("out_of_memory").step
+    with pytest.raises(StageFailed, match="'greedy' failed: a process of it was killed.*workers"):
+        run_stage("greedy", [step], 2, settings(workers=2), tmp_path / "work")
+
+
+def test_counts_that_do_not_add_up_are_an_error(tmp_path: Path) -> None:
+    for path, counts in (
+        ("read/0.json", {"acu_Latn": {"documents": 3, "bytes": 30}}),
+        ("dropped/filter/0.json", {"acu_Latn": {"script": [1, 10]}}),
+        ("written/0.json", {"acu_Latn": [1, 10, 1]}),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(json.dumps(counts))
+    with pytest.raises(RuntimeError, match="acu_Latn: .*do not add up"):
+        collect(tmp_path, ["filter"])
+
+
+def test_language_that_the_model_rejects_as_a_whole_is_a_warning() -> None:
+    rejected = LanguageReport(read=[4, 40], dropped={"filter": {"language": [3, 30]}}, kept=[1, 10])
+    (warning,) = warnings({"som_Latn": rejected})
+    assert "rejected 3 of 4" in warning and "som_Latn.language_score=0" in warning
+    gone = LanguageReport(read=[4, 40], dropped={"filter": {"script": [4, 40]}})
+    assert warnings({"som_Latn": gone}) == [
+        "som_Latn: nothing was kept, so the clean corpus does not hold it"
+    ]
 
 
 def test_corrupt_input_file_is_named_also_from_another_process(
@@ -507,7 +548,8 @@ COMMANDS = {
     "sbatch": """
         for script; do :; done
         echo "$@" >> {calls}
-        for task in $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script" | xargs seq 0); do
+        last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+        for task in $(seq 0 $last); do
             SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here bash "$script" >> {log} 2>&1
         done
         echo Submitted batch job 7

@@ -17,8 +17,9 @@ from xylem.data.prepare import is_heldout, prepare
 from xylem.data.token_line import TokenLine
 from xylem.data.transforms.config import TransformConfig
 
-from .test_preparation import ids_of, script
+from .test_preparation import script
 from .test_prepare import TEXTS, Said, files, quiet, shards_of, write_corpus
+from .test_prepared_sources import ids_of
 
 # Half of these ids are in the first corpus too.
 MORE = {
