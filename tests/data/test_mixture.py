@@ -48,7 +48,8 @@ def manifest(sizes: dict[str, dict[str, dict[str, int]]] = SIZES) -> Manifest:
 
 def entry_of(steps: int = 100, **settings: object) -> tuple[LedgerEntry, list[Capped]]:
     return decide(
-        MixtureConfig(**settings), manifest(), Horizon(from_step=0, until_step=steps, last_step=steps),
+        MixtureConfig(**settings), manifest(),
+        Horizon(from_step=0, until_step=steps, last_step=steps),
         slots=SLOTS, slot_sequences=K, sequence_length=T,
     )  # fmt: skip
 
@@ -111,8 +112,8 @@ def unimax(sizes: dict[str, float], budget: float, epochs: float) -> dict[str, f
 
 
 def test_equal_temperature_with_a_cap_is_unimax() -> None:
-    one = {f: {code: {code: n}} for f, code, n in (
-        ("a", "deu_Latn", 4001), ("b", "swh_Latn", 40_001), ("c", "eus_Latn", 400_001))}  # fmt: skip
+    sizes = {"deu_Latn": 4001, "swh_Latn": 40_001, "eus_Latn": 400_001}
+    one = {f: {c: {c: n}} for f, (c, n) in zip("abc", sizes.items(), strict=True)}
     steps, k, slots = 5000, 1, 12
     entry, held = decide(
         MixtureConfig(family_temperature=math.inf, max_epochs=2.0), manifest(one),
@@ -153,9 +154,9 @@ def test_stages_become_entries_and_inherit_what_they_leave_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"families": {"germanik": 0.5}}, "data.mixture.families.germanik: .* did you mean germanic"),
-        ({"languages": {"eng_Lat": 0.5}}, "data.mixture.languages.eng_Lat: .* did you mean eng_Latn"),
-        ({"sources": {"nix": 0.5}}, "data.mixture.sources.nix: the prepared folder has none; known: "),
+        ({"families": {"germanik": 0.5}}, "families.germanik: .* did you mean germanic"),
+        ({"languages": {"eng_Lat": 0.5}}, "languages.eng_Lat: .* did you mean eng_Latn"),
+        ({"sources": {"nix": 0.5}}, "sources.nix: the prepared folder has none; known: "),
         ({"families": {"bantu": 0.7, "basque": 0.7}}, "fixed shares of the families sum to 1.4"),
         ({"families": {"bantu": 0.5, "basque": 0.5}}, "leave nothing for germanic: lower them"),
         ({"families": dict.fromkeys(SIZES, 0.0)}, "leaves no language to read"),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xylem.data.errors import DataError
 from xylem.data.allocation import Allocation
+from xylem.data.errors import DataError
 from xylem.data.ledger import SHARE_TOTAL, Ledger, LedgerEntry, integer_shares, ledger_from_json
 from xylem.data.order import Order, fingerprint
 from xylem.data.permutation import Passes, permute, unpermute

@@ -7,8 +7,8 @@ import torch
 from xylem.data.errors import DataError
 from xylem.data.packing import IGNORED, pack, sequences_in
 from xylem.data.prepare import load_prepared
-from xylem.data.token_line import TokenLine
 from xylem.data.stream import Stream, first_ledger
+from xylem.data.token_line import TokenLine
 from xylem.train.compose import compose_config
 
 from ..conftest import Prepared
@@ -17,7 +17,9 @@ from ..conftest import Prepared
 def stream(prepared: Prepared, **more: int) -> Stream:
     config = compose_config(list(prepared.settings))
     manifest, _ = load_prepared(prepared.folder)
-    return Stream(prepared.folder, manifest, first_ledger(config.data, manifest, config.run.steps), **more)
+    return Stream(
+        prepared.folder, manifest, first_ledger(config.data, manifest, config.run.steps), **more
+    )
 
 
 @pytest.mark.parametrize(("world", "micro_slots"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)])

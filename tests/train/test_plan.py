@@ -24,7 +24,8 @@ def test_parameters_tokens_and_epochs_are_those_of_the_run(prepared: Prepared) -
     decoder = build_decoder(config.model, manifest.families, seed=0, device="meta")
     assert plan.parameters.total == sum(p.numel() for p in decoder.parameters())
     assert plan.tokens_per_step == 4 * 2 * 32
-    cursors = build_order(first_ledger(config.data, manifest, config.run.steps), manifest).cursors(50)
+    ledger = first_ledger(config.data, manifest, config.run.steps)
+    cursors = build_order(ledger, manifest).cursors(50)
     total = sum(row.tokens for row in plan.languages)
     assert total == pytest.approx(50 * plan.tokens_per_step, abs=32 * len(cursors))
     for row in plan.languages:
