@@ -53,6 +53,8 @@ class Allocation:
 
     def given(self, step: int) -> list[tuple[int, int, int]]:
         """What the step after the first `step` ones gives: (share, count before, count after)."""
+        if len(self.shares) == 1:
+            return [(0, step * self.units, (step + 1) * self.units)]
         before, after = self.counts(step), self.counts(step + 1)
         return [(int(i), int(before[i]), int(after[i])) for i in np.flatnonzero(after - before)]
 
@@ -70,9 +72,10 @@ class Allocation:
 
     def _counts_in_cycle(self, step: int) -> Counts:
         at, counts = self._last
-        if at > step or step - at > ANCHOR_STEPS:
-            at = max(anchor for anchor in list(self._anchors) if anchor <= step)
-            counts = self._anchors[at]
+        if not 0 <= step - at <= 1:
+            anchor = max(anchor for anchor in list(self._anchors) if anchor <= step)
+            if anchor > at or at > step:
+                at, counts = anchor, self._anchors[anchor]
         while at < step:
             at, counts = at + 1, self._advance(at + 1, counts)
             if at % self._spacing == 0:

@@ -127,12 +127,13 @@ def inspect_step(
 
 
 def _sequence(stream: Stream, tokenizer: Tokenizer, which: SequenceId) -> InspectedSequence:
-    packed = stream.sequence(which)
-    predicted = packed.targets != IGNORED
-    starts = np.flatnonzero(np.diff(packed.documents, prepend=packed.documents[0] - 1))
+    packed = stream.sequences([which])
+    inputs, targets, rows = packed.inputs[0], packed.targets[0], packed.documents[0]
+    predicted = targets != IGNORED
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 1))
     documents = []
-    for start, stop in pairwise([*starts.tolist(), len(packed.inputs)]):
-        ids = packed.inputs[start:stop]
+    for start, stop in pairwise([*starts.tolist(), len(inputs)]):
+        ids = inputs[start:stop]
         documents.append(
             InspectedDocument(
                 text=tokenizer.decode(ids),
@@ -148,9 +149,9 @@ def _sequence(stream: Stream, tokenizer: Tokenizer, which: SequenceId) -> Inspec
         epoch=which.epoch,
         position=which.position,
         documents=tuple(documents),
-        tokens=len(packed.inputs),
+        tokens=len(inputs),
         predicted=int(predicted.sum()),
-        padding=int((packed.inputs == tokenizer.pad_id).sum()),
+        padding=int((inputs == tokenizer.pad_id).sum()),
     )
 
 

@@ -7,7 +7,7 @@ sources (`allocation.py`); the reads of a source are a permutation of its positi
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .allocation import Allocation
 from .errors import DataError
 from .ledger import Ledger, LedgerEntry
-from .permutation import Passes, epoch_key, unpermute
+from .permutation import Passes, epoch_key, permute_many, unpermute
 
 Begin = tuple[int, int, int]
 """Where a source stands: (sequences read ever, epoch, index in it of the next read)."""
@@ -187,29 +187,52 @@ class Order:
     def step(self, step: int) -> list[Slot]:
         """The slots of a step, families in their fixed order."""
         index, stage = self._at(step)
-        slots: list[Slot] = []
+        families: list[str] = []
+        reads: list[tuple[Passes, int]] = []
         for i, first, last in stage.slots.given(step - stage.entry.from_step):
             family = stage.families[i]
             for number in range(first, last):
-                sequences = tuple(self._sequences(index, family, number))
-                slots.append(Slot(len(slots), family, sequences))
-        return slots
+                families.append(family)
+                reads.extend(self._slot(index, stage, family, number))
+        sequences = self._sequence_ids(reads)
+        k = self.ledger.slot_sequences
+        return [
+            Slot(number, family, tuple(sequences[number * k : number * k + k]))
+            for number, family in enumerate(families)
+        ]
 
-    def _sequences(self, index: int, family: str, slot: int) -> Iterator[SequenceId]:
-        stage = self._stage(index)
+    def _sequence_ids(self, reads: Sequence[tuple[Passes, int]]) -> list[SequenceId]:
+        """The sequences that some reads of sources are, all permuted at once."""
+        places = [passes.locate(number) for passes, number in reads]
+        positions = permute_many(
+            [index for _, index in places],
+            [passes.length for passes, _ in reads],
+            [
+                epoch_key(passes.seed, passes.source, epoch)
+                for (passes, _), (epoch, _) in zip(reads, places, strict=True)
+            ],
+        )
+        return [
+            SequenceId(passes.source, epoch, position)
+            for (passes, _), (epoch, _), position in zip(reads, places, positions, strict=True)
+        ]
+
+    def _slot(
+        self, index: int, stage: _Stage, family: str, slot: int
+    ) -> Iterator[tuple[Passes, int]]:
+        """A slot's reads: of which source, and the number of the read in this stage."""
         languages = stage.languages[family]
         for i, first, last in stage.of_family(family).given(slot):
             code = languages[i]
             sources = stage.sources[code]
             if len(sources) == 1:
-                reads = self._reads(index, sources[0])
+                passes = self._reads(index, sources[0])
                 for number in range(first, last):
-                    yield SequenceId(sources[0], *reads.read(number))
+                    yield passes, number
                 continue
             for number in range(first, last):
                 ((which, before, _),) = stage.of_language(code).given(number)
-                source = sources[which]
-                yield SequenceId(source, *self._reads(index, source).read(before))
+                yield self._reads(index, sources[which]), before
 
     def times_read(self, step: int, source: str, position: int) -> int:
         """How often the steps before `step` read a position of a source."""

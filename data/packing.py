@@ -16,15 +16,15 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class PackedSequence:
-    """One training sequence of T tokens."""
+class Packed:
+    """One training sequence of T tokens, or several, in rows."""
 
     inputs: NDArray[np.int64]
-    """Token ids [T]."""
+    """Token ids [..., T]."""
     targets: NDArray[np.int64]
-    """The next token [T]; IGNORED where it begins another document."""
+    """The next token [..., T]; IGNORED where it begins another document."""
     documents: NDArray[np.int64]
-    """Number of each position's document within the sequence [T], from 0 or 1."""
+    """Number of each position's document within its sequence [..., T], from 0 or 1."""
 
 
 def sequences_in(tokens: int, sequence_length: int) -> int:
@@ -32,11 +32,13 @@ def sequences_in(tokens: int, sequence_length: int) -> int:
     return max(0, (tokens - 1) // sequence_length)
 
 
-def pack(window: NDArray[np.int64], bos_id: int) -> PackedSequence:
-    """A sequence from its T + 1 tokens."""
-    inputs, targets = window[:-1], window[1:]
-    return PackedSequence(
-        inputs=inputs,
-        targets=np.where(targets == bos_id, IGNORED, targets),
-        documents=np.cumsum(inputs == bos_id),
+def pack(windows: NDArray[np.int64], bos_id: int) -> Packed:
+    """Sequences from their T + 1 tokens each, [..., T + 1]."""
+    begins = windows == bos_id
+    inputs, targets = windows[..., :-1], windows[..., 1:].copy()
+    targets[begins[..., 1:]] = IGNORED
+    return Packed(
+        inputs=np.ascontiguousarray(inputs),
+        targets=targets,
+        documents=np.cumsum(begins[..., :-1], axis=-1),
     )

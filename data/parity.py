@@ -31,10 +31,6 @@ from .sentencepiece_model import BYTES, model_file
 Lines = Callable[[str], Iterable[str]]
 """A text as the lines that the trainer sees."""
 
-FREQUENT_CHARACTER = 1e-3
-"""A character of so large a share in some language has a piece from the start."""
-SMALL_LANGUAGE = 10_000
-"""Characters that a language is taken to have at least when shares are formed."""
 SMALL_CONTENT = 50_000
 """Bytes of content that a language's sample is taken to have at least: a word that is there twice
 in 1 kB is no 0.2 % of the language."""
@@ -55,6 +51,9 @@ class ParityConfig:
     documents that languages of the corpus have in common."""
     development_bytes: int = 20_000
     """Parallel text that is taken of each language."""
+    character_coverage: float = 0.98
+    """Share of each language's characters that are pieces from the start, as far as three eighths
+    of the vocabulary go; the others are bytes until they save more than a merge would."""
     sharpness: float = 4.0
     """`weighted`: 0 counts all languages' content alike; the larger, the more like `parity`."""
     global_share: float = 0.0
@@ -68,13 +67,14 @@ class ParityConfig:
     def __post_init__(self) -> None:
         check_minimums(
             self, "data.tokenizer.parity",
-            development_bytes=1, sharpness=0, global_share=0, window=0, window_factor=1,
+            development_bytes=1, character_coverage=0, sharpness=0, global_share=0, window=0, window_factor=1,
         )  # fmt: skip
-        if self.global_share > 1:
-            raise DataError(
-                f"data.tokenizer.parity.global_share={self.global_share} must be at most 1: it is "
-                "a share of the pieces"
-            )
+        for name in ("global_share", "character_coverage"):
+            if getattr(self, name) > 1:
+                raise DataError(
+                    f"data.tokenizer.parity.{name}={getattr(self, name)} must be at most 1: it is "
+                    "a share"
+                )
         unused: dict[str, object] = {}
         if self.algorithm != "parity":
             unused |= {"global_share": self.global_share, "window": self.window}
@@ -145,7 +145,8 @@ def train_parity(
         raise DataError("the tokenizer's sample holds no text: put text into data.corpus")
     development = development_text(languages, words, parallel, config.development_bytes, lines)
     room = vocab_size - len(specials) - len(BYTES)
-    types = WordTypes(words, development.words, frequent_characters(words, most=room * 3 // 8))
+    characters = frequent_characters(words, config.character_coverage, most=room * 3 // 8)
+    types = WordTypes(words, development.words, characters)
     if config.algorithm == "weighted":
         turns = _by_weight(types, _contents(words, development), development, config, room)
     else:
@@ -154,14 +155,14 @@ def train_parity(
     for counts in words:
         often.update(_characters(counts))
     merged = sorted((p for p in types.ranks if len(p) > 1), key=types.ranks.__getitem__)
-    characters = sorted((p for p in types.ranks if len(p) == 1), key=lambda p: (-often[p], p))
+    single = sorted((p for p in types.ranks if len(p) == 1), key=lambda p: (-often[p], p))
     costs = _costs(types, development)
-    return model_file(merged, characters, specials=specials, longest=LONGEST_PIECE), {
+    return model_file(merged, single, specials=specials, longest=LONGEST_PIECE), {
         "pivot": development.pivot,
         "parallel": list(development.parallel),
         "costs": {code: round(costs[i], 5) for i, code in enumerate(languages)},
         "turns": {code: turns[i] for i, code in enumerate(languages)},
-        "characters": len(characters),
+        "characters": len(single),
     }
 
 
@@ -270,24 +271,29 @@ def development_text(
     )
 
 
-def frequent_characters(words: Sequence[Counter[str]], most: int) -> list[str]:
-    """The characters that are pieces from the start, first those that matter most to a language.
+def frequent_characters(words: Sequence[Counter[str]], coverage: float, most: int) -> list[str]:
+    """The characters that are pieces from the start: so large a share of every language's text.
 
-    A letter whose other case never occurs brings that with it: Cherokee's Bible is in capitals, and
+    Where there is no room for all, those come first that are most frequent in some language. A
+    letter whose other case never occurs brings that with it: Cherokee's Bible is in capitals, and
     three bytes a letter are what its small letters would cost.
     """
     shares: dict[str, float] = {}
+    needed: set[str] = set()
     for counts in words:
         characters = _characters(counts)
-        total = max(characters.total(), SMALL_LANGUAGE)
-        for character, count in characters.items():
+        total, seen = characters.total(), 0
+        for character, count in sorted(characters.items(), key=lambda item: (-item[1], item[0])):
+            if seen < coverage * total:
+                needed.add(character)
+            seen += count
             shares[character] = max(shares.get(character, 0.0), count / total)
-    for character, share in list(shares.items()):
+    for character in sorted(needed):
         other = character.swapcase()
-        if len(other) == 1 and len(other.encode()) > 1:
-            shares.setdefault(other, share)
-    ranked = sorted(shares, key=lambda character: (-shares[character], character))
-    return [c for c in ranked if shares[c] >= FREQUENT_CHARACTER][: max(most, 0)]
+        if len(other) == 1 and len(other.encode()) > 1 and other not in shares:
+            needed.add(other)
+            shares[other] = shares[character]
+    return sorted(needed, key=lambda character: (-shares[character], character))[: max(most, 0)]
 
 
 def _contents(words: Sequence[Counter[str]], development: Development) -> list[float]:

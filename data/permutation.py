@@ -5,6 +5,7 @@ neither a shuffle buffer nor an index is ever stored. Read next: `order.py`.
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +15,8 @@ Int64 = NDArray[np.int64]
 
 ROUNDS = 6
 _MASK = 0xFFFFFFFFFFFFFFFF
+_WORTH_ARRAYS = 8
+"""Reads from which on a pass over arrays costs less than one after the other."""
 
 
 def permute(index: int, size: int, key: bytes) -> int:
@@ -25,8 +28,8 @@ def permute(index: int, size: int, key: bytes) -> int:
     Returns:
         A position in range(size); another for each index.
     """
-    low = max(2, (size - 1).bit_length()) // 2
-    low_mask, high_mask = (1 << low) - 1, (1 << (max(2, (size - 1).bit_length()) - low)) - 1
+    low = _low_bits(size)
+    low_mask, high_mask = (1 << low) - 1, (1 << (_bits(size) - low)) - 1
     k0, k1, k2, k3, k4, k5 = _round_keys(key)
     while True:
         high, rest = index >> low, index & low_mask
@@ -41,16 +44,36 @@ def permute(index: int, size: int, key: bytes) -> int:
             return index
 
 
+def permute_many(indexes: Sequence[int], sizes: Sequence[int], keys: Sequence[bytes]) -> list[int]:
+    """`permute` for many reads, each of its own size and key: a pass of the network for all."""
+    if len(indexes) < _WORTH_ARRAYS:
+        return [permute(*each) for each in zip(indexes, sizes, keys, strict=True)]
+    bits = [_bits(size) for size in sizes]
+    low = np.array([b // 2 for b in bits], np.uint64)
+    low_mask = np.array([(1 << b // 2) - 1 for b in bits], np.uint64)
+    high_mask = np.array([(1 << b - b // 2) - 1 for b in bits], np.uint64)
+    rounds = np.array([_round_keys(key) for key in keys], np.uint64).T
+    found = np.array(indexes, np.uint64)
+    high, rest = found >> low, found & low_mask
+    for i in range(0, ROUNDS, 2):
+        high ^= _mix_array(rest ^ rounds[i]) & high_mask
+        rest ^= _mix_array(high ^ rounds[i + 1]) & low_mask
+    # Some walk on, fewer than half.
+    return [
+        at if at < size else permute(at, size, key)
+        for at, size, key in zip((high << low | rest).tolist(), sizes, keys, strict=True)
+    ]
+
+
 def unpermute(positions: Int64, size: int, key: bytes) -> Int64:
     """The indexes at which positions are read: `permute` backwards, for many at once.
 
     Args:
         positions: [n] in range(size).
     """
-    bits = max(2, (size - 1).bit_length())
-    low = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << (bits // 2)) - 1)
-    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    low = np.uint64(_low_bits(size))
+    low_mask = np.uint64((1 << _low_bits(size)) - 1)
+    high_mask = np.uint64((1 << (_bits(size) - _low_bits(size))) - 1)
     keys = [np.uint64(k) for k in _round_keys(key)]
     found = positions.astype(np.uint64)
     walking = np.arange(len(found))
@@ -73,6 +96,15 @@ def epoch_key(seed: int, source: str, epoch: int) -> bytes:
 @lru_cache(maxsize=4096)
 def _round_keys(key: bytes) -> tuple[int, ...]:
     return tuple(int.from_bytes(key[8 * i : 8 * i + 8], "little") for i in range(ROUNDS))
+
+
+def _bits(size: int) -> int:
+    """Bits of the network: enough for every index, and at least one on each side."""
+    return max(2, (size - 1).bit_length())
+
+
+def _low_bits(size: int) -> int:
+    return _bits(size) // 2
 
 
 def _mix(x: int) -> int:

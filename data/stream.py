@@ -22,7 +22,7 @@ from .ledger import Ledger
 from .manifest import Manifest
 from .mixture import Capped, decide_ledger, epoch_lengths
 from .order import Order, SequenceId, Slot
-from .packing import PackedSequence, pack
+from .packing import Packed, pack
 from .storage import Storage, as_storage
 from .token_line import TokenLine
 
@@ -174,12 +174,21 @@ class Stream:
             families=tuple(sorted({slot.family for slot in slots})),
         )
 
-    def sequence(self, sequence: SequenceId) -> PackedSequence:
-        """One sequence's tokens, targets and document bounds."""
+    def sequences(self, which: Sequence[SequenceId]) -> Packed:
+        """Tokens, targets and document bounds of some sequences, a row each."""
         T = self.ledger.sequence_length
-        start = sequence.position * T
-        window = self.lines[sequence.source].read(start, start + T + 1)
-        return pack(window, self.manifest.bos_id)
+        windows = np.empty((len(which), T + 1), np.int64)
+
+        def read(row: int) -> None:
+            sequence = which[row]
+            self.lines[sequence.source].read_into(sequence.position * T, windows[row])
+
+        if self._readers:
+            list(self._readers.map(read, range(len(which))))
+        else:
+            for row in range(len(which)):
+                read(row)
+        return pack(windows, self.manifest.bos_id)
 
     def close(self) -> None:
         """Stops reading ahead."""
@@ -189,8 +198,7 @@ class Stream:
 
     def _micro_batch(self, slots: Sequence[Slot]) -> MicroBatch:
         which = [s for slot in slots for s in slot.sequences]
-        read = self._readers.map if self._readers else map
-        packed = list(read(self.sequence, which))
+        packed = self.sequences(which)
         codes = [self._language_of[s.source] for s in which]
         segments: list[tuple[str, int, int]] = []
         row = 0
@@ -202,9 +210,9 @@ class Stream:
                 segments.append((slot.family, row, stop))
             row = stop
         return MicroBatch(
-            inputs_BT=torch.from_numpy(np.stack([p.inputs for p in packed])),
-            targets_BT=torch.from_numpy(np.stack([p.targets for p in packed])),
-            documents_BT=torch.from_numpy(np.stack([p.documents for p in packed])),
+            inputs_BT=torch.from_numpy(packed.inputs),
+            targets_BT=torch.from_numpy(packed.targets),
+            documents_BT=torch.from_numpy(packed.documents),
             languages_B=torch.tensor([self._index[code] for code in codes]),
             segments=tuple(segments),
             slots=tuple(slots),

@@ -60,12 +60,20 @@ class TokenLine:
 
     def read(self, start: int, stop: int) -> Int64:
         """Tokens [stop - start] from `start` up to `stop`, across blocks and shards."""
+        if stop < start:
+            raise IndexError(f"tokens {start}:{stop} of a line of {self.tokens} tokens")
+        tokens = np.empty(stop - start, np.int64)
+        self.read_into(start, tokens)
+        return tokens
+
+    def read_into(self, start: int, tokens: Int64) -> None:
+        """Fills an array with the tokens from `start` on."""
+        stop, done = start + len(tokens), 0
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens {start}:{stop} of a line of {self.tokens} tokens")
         if start == stop:
-            return np.empty(0, np.int64)
+            return
         shards, starts = self._shards or self.shards, self._starts
-        pieces: list[Int64] = []
         while start < stop:
             number = bisect_right(starts, start) - 1
             held = self._held.get(number)
@@ -75,9 +83,8 @@ class TokenLine:
                 self._held[number] = weakref.ref(opened)
             first = starts[number]
             piece = opened.read(start - first, min(stop, starts[number + 1]) - first)
-            pieces.append(piece)
-            start += len(piece)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            tokens[done : done + len(piece)] = piece
+            start, done = start + len(piece), done + len(piece)
 
     def shard_bounds(self) -> Int64:
         """[shards + 1] where each shard begins on the line, and where the last one ends."""
@@ -124,13 +131,13 @@ class _OpenShard:
         self._starts, self._dtype = blocks.starts, blocks.dtype
         self._itemsize = blocks.dtype.itemsize
 
-    def read(self, start: int, stop: int) -> Int64:
+    def read(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger]:
         """Tokens from `start` on: up to `stop`, or to the end of the block if that comes first."""
         block = bisect_right(self._starts, start) - 1
         first = self._starts[block]
         count = min(stop, self._starts[block + 1]) - start
         data = self._blocks.read(block, (start - first) * self._itemsize, count * self._itemsize)
-        return np.frombuffer(data, self._dtype, count).astype(np.int64)
+        return np.frombuffer(data, self._dtype, count)
 
 
 @lru_cache(maxsize=_HELD_SHARDS)

@@ -12,7 +12,7 @@ from xylem.data.allocation import Allocation
 from xylem.data.errors import DataError
 from xylem.data.ledger import SHARE_TOTAL, Ledger, LedgerEntry, integer_shares, ledger_from_json
 from xylem.data.order import Order, fingerprint
-from xylem.data.permutation import Passes, permute, unpermute
+from xylem.data.permutation import Passes, permute, permute_many, unpermute
 
 TOKENS = {
     "germanic": {"deu_Latn": 900_000, "eng_Latn": 2_000_000, "nld_Latn": 40_000},
@@ -245,3 +245,22 @@ def test_integer_shares_sum_and_leave_nobody_out() -> None:
 
 
 GOLDEN = "c44e7b8b0add9dd089c11a5f3c3e657b7b3c21f48568beadd5cdc57bf6e82a0a"
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), sizes=st.lists(st.integers(1, 100_000), min_size=1, max_size=30))
+def test_permute_many_is_permute_for_each(data: st.DataObject, sizes: list[int]) -> None:
+    indexes = [data.draw(st.integers(0, size - 1)) for size in sizes]
+    keys = [bytes([i % 256]) * 48 for i in range(len(sizes))]
+    one_by_one = [permute(*each) for each in zip(indexes, sizes, keys, strict=True)]
+    assert permute_many(indexes, sizes, keys) == one_by_one
+
+
+def test_counts_are_reached_from_the_nearest_known_step() -> None:
+    fresh, steps = Allocation(power_law(50, 1.0), 5), []
+    known = Allocation(power_law(50, 1.0), 5).counts(900)
+    fresh.remember(900, known.tolist())
+    advance = fresh._advance
+    fresh._advance = lambda step, before: (steps.append(step), advance(step, before))[1]
+    fresh.counts(903)
+    assert steps == [901, 902, 903]
