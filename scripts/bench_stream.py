@@ -11,7 +11,6 @@ and with `--quick`. Exit code 1 where a goal is missed, 2 for a user's mistake.
 """
 
 import argparse
-import json
 import os
 import shutil
 import socket
@@ -22,7 +21,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +29,7 @@ from xylem.data.config import DataConfig, TokenizerConfig
 from xylem.data.errors import DataError
 from xylem.data.prepare import prepare
 from xylem.data.world.render import build_world
+from xylem.scripts.goals import Goal, print_goals
 from xylem.scripts.stream_peers.environments import (
     PEERS,
     XYLEM,
@@ -53,8 +52,6 @@ from xylem.scripts.stream_peers.speed import (
     ratio_to_fastest,
     resume_ratios,
 )
-
-Goals = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,29 +170,22 @@ def peers_ahead(speeds: list[Speed]) -> list[str]:
     return ahead
 
 
-def goals_of(contests: dict[int, list[Speed]], found: dict[str, dict[str, Outcome]]) -> Goals:
+def goals_of(contests: dict[int, list[Speed]], found: dict[str, dict[str, Outcome]]) -> list[Goal]:
     """The issue's goals, and what was reached."""
-
-    def goal(value: float | None, bound: float, unit: str, *, least: bool) -> dict[str, Any]:
-        met = value is not None and (value >= bound if least else value <= bound)
-        shown = None if value is None else round(value, 4)
-        return {"value": shown, "goal": bound, "met": met, "unit": unit}
-
-    goals: Goals = {}
+    goals: list[Goal] = []
     for length, speeds in contests.items():
-        ratios = resume_ratios(speeds)
-        goals[f"tokens/s, T={length}"] = goal(
-            ratio_to_fastest(speeds), 1.0, "of the fastest peer's, at least", least=True
-        )
-        goals[f"resume, T={length}, slowest"] = goal(
-            ratios and ratios[0], 0.1, "of the slowest peer's, at most", least=False
-        )
-        goals[f"resume, T={length}, fastest"] = goal(
-            ratios and ratios[1], 1.0, "of the fastest peer's, at most", least=False
-        )
+        to_slowest, to_fastest = resume_ratios(speeds) or (None, None)
+        goals += [
+            Goal(
+                f"tokens/s, T={length}", ratio_to_fastest(speeds), 1.0, "of the fastest peer's",
+                at_least=True,
+            ),
+            Goal(f"resume, T={length}, slowest", to_slowest, 0.1, "of the slowest peer's"),
+            Goal(f"resume, T={length}, fastest", to_fastest, 1.0, "of the fastest peer's"),
+        ]  # fmt: skip
     if XYLEM in found:
         ours = kept(list(found[XYLEM].values()))
-        goals["promises"] = goal(ours, len(PROMISES), "kept, at least", least=True)
+        goals.append(Goal("promises", ours, len(PROMISES), "kept", at_least=True))
     return goals
 
 
@@ -207,7 +197,7 @@ def free_port() -> int:
         return port
 
 
-def run(arguments: argparse.Namespace, console: Console) -> Goals:
+def run(arguments: argparse.Namespace, console: Console) -> list[Goal]:
     """The whole bench; prints the tables."""
     size = QUICK if arguments.quick else FULL
     corpus = None if arguments.quick else find_corpus(arguments.corpus)
@@ -318,12 +308,8 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as mistake:
         print(f"bench_stream: {mistake}", file=sys.stderr)
         return 2
-    for name, goal in goals.items():
-        met = "met" if goal["met"] else "MISSED"
-        console.print(f"  {met}: {name}: {goal['value']} ({goal['goal']} {goal['unit']})")
-    if chosen.json:
-        print(json.dumps(goals))
-    return int(not all(goal["met"] for goal in goals.values()))
+    print_goals(goals, console, as_json=chosen.json)
+    return int(not all(goal.met for goal in goals))
 
 
 if __name__ == "__main__":
