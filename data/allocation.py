@@ -8,6 +8,8 @@ than a unit a step. Read next: `order.py`.
 """
 
 import math
+import threading
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +23,8 @@ ANCHOR_STEPS = 1024
 """Counts are remembered every so many steps at first, to reach a step from one before it."""
 _ANCHORS = 64
 """Remembered counts at most: with more, every second is forgotten."""
+_RECENT_STEPS, _RECENT = 16, 128
+"""Beside them, the last counts are remembered closely, for a step a little behind the newest."""
 
 
 class Allocation:
@@ -42,6 +46,9 @@ class Allocation:
         self._spacing = ANCHOR_STEPS
         self._anchors: dict[int, Counts] = {0: np.zeros(len(self.shares), dtype=np.int64)}
         self._kept: set[int] = set()
+        self._recent: deque[tuple[int, Counts]] = deque(maxlen=_RECENT)
+        # The stream's reader runs ahead of who asks for the state of a step.
+        self._lock = threading.Lock()
         self._last = (0, self._anchors[0])
 
     def counts(self, step: int) -> Counts:
@@ -49,7 +56,8 @@ class Allocation:
         if len(self.shares) == 1:
             return np.array([step * self.units], dtype=np.int64)
         cycles, inside = divmod(step, self.period)
-        return cycles * self._per_cycle + self._counts_in_cycle(inside)
+        with self._lock:
+            return cycles * self._per_cycle + self._counts_in_cycle(inside)
 
     def given(self, step: int) -> list[tuple[int, int, int]]:
         """What the step after the first `step` ones gives: (share, count before, count after)."""
@@ -73,11 +81,14 @@ class Allocation:
     def _counts_in_cycle(self, step: int) -> Counts:
         at, counts = self._last
         if not 0 <= step - at <= 1:
-            anchor = max(anchor for anchor in list(self._anchors) if anchor <= step)
-            if anchor > at or at > step:
-                at, counts = anchor, self._anchors[anchor]
+            known = {**self._anchors, **dict(self._recent)}
+            near = max(each for each in known if each <= step)
+            if near > at or at > step:
+                at, counts = near, known[near]
         while at < step:
             at, counts = at + 1, self._advance(at + 1, counts)
+            if at % _RECENT_STEPS == 0:
+                self._recent.append((at, counts))
             if at % self._spacing == 0:
                 self._anchor(at, counts)
         self._last = (at, counts)

@@ -40,7 +40,7 @@ class BlockCache:
         """
         self.folder, self.bound = folder, bound
         folder.mkdir(parents=True, exist_ok=True)
-        self._mutex = threading.Lock()
+        self._mutexes: dict[int, threading.Lock] = {}
         self._descriptor, self._process = -1, 0
         self._disabled = False
         self._trim()
@@ -186,9 +186,10 @@ class BlockCache:
     def _locked(self) -> Iterator[bool]:
         """Holds the lock, or yields False where others held it for too long."""
         end = time.monotonic() + _LOCK_SECONDS
-        if self._process != os.getpid():
-            self._mutex = threading.Lock()  # a thread of the parent may have held the other
-        if not self._mutex.acquire(timeout=_LOCK_SECONDS):
+        # One for each process: at the fork a thread of the parent may have held the parent's. All
+        # threads get the same one: of two that ask first, `setdefault` takes one's.
+        mutex = self._mutexes.setdefault(os.getpid(), threading.Lock())
+        if not mutex.acquire(timeout=_LOCK_SECONDS):
             yield False
             return
         try:
@@ -207,7 +208,7 @@ class BlockCache:
             finally:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
-            self._mutex.release()
+            mutex.release()
 
     def _give_up(self, reason: str) -> None:
         if not self._disabled:

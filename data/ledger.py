@@ -46,6 +46,10 @@ class LedgerEntry:
     """The settings of `data.mixture` that it was decided with."""
     reason: str = ""
     """Why it was decided, for people."""
+    edited: bool = False
+    """Whether a person decided it while the run lived, rather than the config."""
+    until_step: int | None = None
+    """The run's end by which a cap on epochs holds; None without a cap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

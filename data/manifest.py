@@ -51,7 +51,8 @@ class LanguageEntry:
     family: str
     """The family whose experts the language uses."""
     sources: tuple[Source, ...]
-    """What it is trained on; the first is its text as it is."""
+    """What it is trained on. Of each shard set its text as it is, the documents that count once
+    before those that count twice (`.x2`), and so on, then what is derived from it."""
     heldout: ShardSet
     """Shards of the held-out documents."""
 

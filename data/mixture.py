@@ -14,7 +14,7 @@ from .errors import DataError, check_minimums
 from .ledger import SHARE_TOTAL, Ledger, LedgerEntry, integer_shares
 from .manifest import Manifest
 from .order import Order
-from .packing import sequences_in
+from .packing import sequences_in, shut_positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +106,12 @@ class Capped:
     capped_epochs: float
     """Epochs it is read."""
 
+    def __str__(self) -> str:
+        return (
+            f"data.mixture.max_epochs holds {self.language} at {self.capped_epochs:.2f} epochs, "
+            f"its share asked for {self.wanted_epochs:.2f}; the rest goes to others"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Horizon:
@@ -131,8 +137,12 @@ def decide(
     sequence_length: int,
     quarantine: Mapping[str, Mapping[str, tuple[int, int]]] | None = None,
     reason: str = "",
+    edited: bool = False,
 ) -> tuple[LedgerEntry, list[Capped]]:
     """An entry of the ledger, and what its caps held back.
+
+    An epoch of a language is one pass over each of its sources that is read, the sequences in
+    quarantine left out; documents that stand for several (`copies`) are passed over as often.
 
     Raises:
         DataError: a name that the manifest lacks, shares of more than 1, nothing left to read, or
@@ -142,10 +152,8 @@ def decide(
     _check_names("families", mixture.families, manifest.families)
     _check_names("languages", mixture.languages, languages)
     _check_names("sources", mixture.sources, manifest.sources)
-    lengths = {
-        name: sequences_in(source.shards.tokens, sequence_length)
-        for name, source in manifest.sources.items()
-    }
+    lengths = epoch_lengths(manifest, sequence_length)
+    shut = quarantine or {}
     sources: dict[str, dict[str, float]] = {}
     for code, of_language in languages.items():
         # A source with less than one sequence has nothing to give.
@@ -187,8 +195,12 @@ def decide(
     }
     held: list[Capped] = []
     if mixture.max_epochs is not None:
+        readable = {
+            name: length - len(shut_positions(shut.get(name, {}), length, sequence_length))
+            for name, length in lengths.items()
+        }
         epoch = {
-            code: sum(lengths[name] * manifest.sources[name].copies for name in shares)
+            code: sum(readable[name] * manifest.sources[name].copies for name in shares)
             for code, shares in sources.items()
         }
         read = {
@@ -212,10 +224,17 @@ def decide(
                 for name in sources[code]
                 if manifest.sources[name].transform
             },
-            quarantine={s: dict(shards) for s, shards in (quarantine or {}).items()},
+            quarantine={
+                name: dict(shut[name])
+                for code in sorted(kept)
+                for name in sources[code]
+                if name in shut
+            },
             manifest_hash=manifest.hash,
             settings={k: v for k, v in dataclasses.asdict(mixture).items() if k != "stages"},
             reason=reason,
+            edited=edited,
+            until_step=None if mixture.max_epochs is None else horizon.last_step,
         ),
         held,
     )
@@ -246,7 +265,12 @@ def _fixed(
             "lower them, or give those a share of 0"
         )
     if not free:
-        return {name: share / sum(given.values()) for name, share in given.items()}
+        if left > 1e-6:
+            raise DataError(
+                f"data.mixture: the fixed shares of {of} sum to {sum(given.values()):g} and leave "
+                "nobody for the rest: make them sum to 1, or give one of them no share"
+            )
+        return given
     # Scaled by the largest, so that no power overflows.
     largest = max(free.values())
     powers = {name: (size / largest) ** (1 / temperature) for name, size in free.items()}
@@ -270,10 +294,10 @@ def _capped(
     part = budget / ((horizon.last_step - horizon.from_step) * per_step)
     capacity: dict[str, float] = {}
     for family, shares in within.items():
-        for code, share in shares.items():
-            # Counts are within a slot of the family's target and a sequence of the language's;
-            # shares are whole parts of 2^-24.
-            rounding = share * slot_sequences + 2 + budget / SHARE_TOTAL
+        for code in shares:
+            # Counts are within a slot of the family's target and a sequence of the language's and
+            # the source's; shares are whole parts of 2^-24.
+            rounding = slot_sequences + 2 + budget / SHARE_TOTAL
             left = (max_epochs * sizes[code] - read[code]) * part - rounding
             if left <= 0:
                 raise DataError(

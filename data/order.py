@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .allocation import Allocation
 from .errors import DataError
 from .ledger import Ledger, LedgerEntry
+from .packing import shut_positions
 from .permutation import Passes, epoch_key, permute_many, unpermute
 
 Begin = tuple[int, int, int]
@@ -145,12 +146,9 @@ class Order:
         return self._passes[key]
 
     def _bad(self, entry: LedgerEntry, source: str) -> NDArray[np.int64]:
-        """The positions whose sequence, or the token after it, lies in a quarantined shard."""
-        T, length = self.ledger.sequence_length, self.epoch_length[source]
-        spans = [np.zeros(0, np.int64)]
-        for first, stop in entry.quarantine[source].values():
-            spans.append(np.arange(max(0, -(-first // T) - 1), min(length, -(-stop // T))))
-        return np.unique(np.concatenate(spans))
+        return shut_positions(
+            entry.quarantine[source], self.epoch_length[source], self.ledger.sequence_length
+        )
 
     def cursors(self, step: int) -> dict[str, int]:
         """Sequences of each source that the steps before `step` read."""

@@ -6,6 +6,7 @@ token; what is left at the end of the line (less than one sequence) is not read.
 Read next: `stream.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,23 @@ class Packed:
 def sequences_in(tokens: int, sequence_length: int) -> int:
     """How many sequences a line of tokens holds; each needs one token more, for its last target."""
     return max(0, (tokens - 1) // sequence_length)
+
+
+def shut_positions(
+    shards: Mapping[str, tuple[int, int]], length: int, sequence_length: int
+) -> NDArray[np.int64]:
+    """Which of a line's `length` sequences, or the token after them, lie in shards to leave out.
+
+    Args:
+        shards: shard -> its tokens of the line, [first, last + 1).
+    Returns:
+        Sorted positions.
+    """
+    T = sequence_length
+    spans = [np.zeros(0, np.int64)]
+    for first, stop in shards.values():
+        spans.append(np.arange(max(0, -(-first // T) - 1), min(length, -(-stop // T))))
+    return np.unique(np.concatenate(spans))
 
 
 def pack(windows: NDArray[np.int64], bos_id: int) -> Packed:

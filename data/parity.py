@@ -67,7 +67,8 @@ class ParityConfig:
     def __post_init__(self) -> None:
         check_minimums(
             self, "data.tokenizer.parity",
-            development_bytes=1, character_coverage=0, sharpness=0, global_share=0, window=0, window_factor=1,
+            development_bytes=1, character_coverage=0, sharpness=0, global_share=0, window=0,
+            window_factor=1,
         )  # fmt: skip
         for name in ("global_share", "character_coverage"):
             if getattr(self, name) > 1:

@@ -9,7 +9,6 @@ the settings and the seed alone, not on processes, or on kills and starts on the
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ from .preparation.settings import (
     verify_shards,
 )
 from .shards import write_atomically
-from .staging import recover, replace, staging_folder
+from .staging import discard, recover, replace, staging_folder
 from .storage import Storage, as_storage, local_copy
 from .tokenizer import META_NAME, Tokenizer
 
@@ -62,7 +61,7 @@ def prepare(
         extend: adds the corpus to the folder that is there, as the shard set of this name.
     Raises:
         DataError: the user's text or settings.
-        OSError: a full disk.
+        OSError: a full disk; the same command goes on from there.
         DamagedShard: a shard that changed after it was written.
         ProcessDied: a process was killed from outside; the same command goes on from there.
     """
@@ -134,20 +133,29 @@ def load_prepared(place: Storage | Path) -> tuple[Manifest, Tokenizer]:
 def train_corpus_tokenizer(
     config: DataConfig, folder: Path, *, console: Console | None = None
 ) -> Tokenizer:
-    """Trains the tokenizer that `prepare` would train, and writes only that; raises DataError."""
+    """Trains the tokenizer that `prepare` would train, and writes only that.
+
+    Works in `<folder>.sample.partial`, where a killed command's successor goes on. Raises DataError,
+    OSError (a full disk), ProcessDied.
+    """
     console = Console(stderr=True) if console is None else console
     check_config(config)
     corpus = open_corpus(config, console)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as staging:
+    before = fingerprint(corpus.config, corpus)
+    plan = {"settings": deciding_settings(config, None), "corpus": before}
+    place = folder.with_name(f"{folder.name}.sample")
+    with staging_folder(place, plan, partial(say, console)) as staging:
         job = Job(
             corpus=corpus,
-            staging=Path(staging),
+            staging=staging,
             console=console,
             source_of={code: code for code in corpus.files},
             heldout=(),
         )
-        return train_on_sample(job, read_corpus(job, sample=True, runs=False), folder)
+        tokenizer = train_on_sample(job, read_corpus(job, sample=True, runs=False), folder)
+        check_unchanged(before, fingerprint(corpus.config, corpus))
+        discard(staging)
+    return tokenizer
 
 
 def _write(

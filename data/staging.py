@@ -1,7 +1,8 @@
 """A folder that is written beside its place and gets its name when it is whole.
 
 `<folder>.partial` is being written, by one command at a time. Its plan says what it is to become:
-what a killed command left there is gone on with by the same command, and removed by any other.
+what a killed command, or one that ran out of disk, left there is gone on with by the same command,
+and removed by any other.
 `<folder>.old` is what `--force` replaces, for the moment between two renames.
 """
 
@@ -30,10 +31,11 @@ _LOCKS = (_LOCK_NAME, WORKERS_LOCK_NAME)
 def staging_folder(
     folder: Path, plan: Mapping[str, Any], notice: Callable[[str], None]
 ) -> Iterator[Path]:
-    """`<prepared>.partial`, locked: empty, or as a killed command with an equal plan left it.
+    """`<prepared>.partial`, locked: empty, or as an unfinished command with an equal plan left it.
 
-    Removed when the block fails through the user's text or settings, storage, or a full disk; kept
-    when it is interrupted, as a kill would leave it.
+    Removed when the block fails through the user's text or settings, or damaged shards. Kept when
+    it is interrupted or the system fails it (OSError: a full disk), as a kill would leave it:
+    whatever is not whole there is written again.
     """
     staging = _staging(folder)
     staging.mkdir(parents=True, exist_ok=True)
@@ -41,8 +43,15 @@ def staging_folder(
         try:
             _begin(staging, json.dumps(plan, indent=1, sort_keys=True).encode(), notice)
             yield staging
-        except (DataError, DamagedShard, OSError):
+        except (DataError, DamagedShard):
             discard(staging)
+            raise
+        except OSError as error:
+            if staging.is_dir():
+                error.add_note(
+                    f"{staging}: what is finished is kept: make room (or put right what failed) "
+                    "and run the same command again: it goes on from there"
+                )
             raise
 
 
@@ -74,7 +83,7 @@ def recover(folder: Path, notice: Callable[[str], None]) -> None:
 
 
 def discard_leftover(folder: Path, notice: Callable[[str], None]) -> None:
-    """Removes the staging folder of a command that was killed when all but that was done."""
+    """Removes the staging folder of a command that was stopped when all but that was done."""
     staging = _staging(folder)
     if staging.is_dir():
         with _locked(staging, notice):
@@ -96,11 +105,11 @@ def _begin(staging: Path, plan: bytes, notice: Callable[[str], None]) -> None:
     plan_file = staging / PLAN_NAME
     leftovers = [entry for entry in staging.iterdir() if entry.name not in _LOCKS]
     if plan_file.is_file() and plan_file.read_bytes() == plan:
-        notice(f"{staging}: going on where a killed `xylem prepare` stopped")
+        notice(f"{staging}: going on where an unfinished command stopped")
         return
     if leftovers:
         notice(
-            f"{staging}: removing what a killed `xylem prepare` left: "
+            f"{staging}: removing what an unfinished command left: "
             "it had other text or other settings"
         )
         plan_file.unlink(missing_ok=True)
@@ -115,11 +124,11 @@ def _locked(staging: Path, notice: Callable[[str], None]) -> Iterator[None]:
     with open(staging / _LOCK_NAME, "w") as lock, open(staging / WORKERS_LOCK_NAME, "w") as workers:
         if not _lock(lock):
             raise DataError(
-                f"{staging}: another `xylem prepare` is writing there: wait for it, or choose "
-                "another data.prepared"
+                f"{staging}: another command is writing there: wait for it, or choose another "
+                "folder (data.prepared)"
             )
         if not _lock(workers):
-            notice(f"{staging}: waiting for processes of a killed `xylem prepare` to end")
+            notice(f"{staging}: waiting for processes of a killed command to end")
             fcntl.flock(workers, fcntl.LOCK_EX)
         fcntl.flock(workers, fcntl.LOCK_UN)
         yield

@@ -39,6 +39,7 @@ VARIANTS: Mapping[str, ParityConfig] = {
     "weighted, sharpness 4": ParityConfig(algorithm="weighted"),
     "weighted, sharpness 8": ParityConfig(algorithm="weighted", sharpness=8),
     "parity": ParityConfig(algorithm="parity"),
+    "plain BPE, fair characters": ParityConfig(algorithm="parity", global_share=1.0),
     "parity, half global": ParityConfig(algorithm="parity", global_share=0.5),
     "parity, window 1,000": ParityConfig(algorithm="parity", window=1000),
 }

@@ -34,7 +34,7 @@ from .errors import UserError
 from .optimizer import Optimizers
 from .plan import make_plan, write_plan
 from .run_folder import open_folder, run_folder
-from .run_mixture import run_ledger, write_ledger
+from .run_mixture import decided_ledger, run_ledger, write_ledger
 
 
 @dataclass(slots=True)
@@ -68,8 +68,8 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
         config,
         cluster=dataclasses.replace(config.cluster, nodes=1, processes_per_node=engine.world),
     )
-    plan = make_plan(planned, manifest)
     folder = run_folder(config)
+    plan = make_plan(planned, manifest, decided_ledger(folder))
     refusal = ""
     if engine.leader:
         # All processes end with the one line, rather than one with it and the others in a barrier.

@@ -6,6 +6,7 @@ and a missing key is named. Nothing is guessed beyond int to float and list to t
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -118,6 +119,8 @@ def _value(hint: Any, value: Any, path: str, problems: list[str], known: frozens
         }
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and value in (".inf", "inf"):  # YAML's infinity, which Hydra leaves as text
+        return math.inf
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         problems.append(f"{path}={value!r} must be {_NAMES.get(hint, hint.__name__)}")
     return value

@@ -5,6 +5,7 @@ is always answered with the nearest known one.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from .build import build
 from .config import RunConfig
 from .errors import UserError
+
+_SHARE = re.compile(r"\+{0,2}data\.mixture\.(families|languages|sources)\.([^=]+)=(.*)")
 
 
 def config_groups() -> dict[str, list[str]]:
@@ -42,6 +45,8 @@ def compose_mapping(overrides: Sequence[str]) -> dict[str, Any]:
     """
     groups = config_groups()
     prepared = []
+    shares = [(override, share) for override in overrides if (share := named_share(override))]
+    overrides = [override for override in overrides if not named_share(override)]
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -67,7 +72,22 @@ def compose_mapping(overrides: Sequence[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(" ".join(str(error).split())) from error
     assert isinstance(values, dict)
+    for override, (table, name, value) in shares:
+        try:
+            values["data"]["mixture"][table][name] = value
+        except (KeyError, TypeError):
+            raise UserError(f"{override}: there is no data.mixture to set it in") from None
     return {str(key): value for key, value in values.items()}
+
+
+def named_share(override: str) -> tuple[str, str, Any] | None:
+    """`data.mixture.sources.swh_Latn@books=0.5` -> (`sources`, `swh_Latn@books`, 0.5).
+
+    Names of sources hold dots and `@`, which mean something else to Hydra. None for any other
+    override.
+    """
+    found = _SHARE.fullmatch(override)
+    return (found[1], found[2], yaml.safe_load(found[3])) if found else None
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:

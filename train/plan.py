@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.mixture import Capped
 from ..data.order import Order
@@ -74,9 +75,11 @@ class Plan:
     precision: str
 
 
-def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
+def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = None) -> Plan:
     """The plan of a run.
 
+    Args:
+        ledger: the mixture's decisions; None decides them as a new run would.
     Raises:
         UserError, DataError: it cannot work; says why and what would.
     """
@@ -95,7 +98,8 @@ def make_plan(config: RunConfig, manifest: Manifest) -> Plan:
     processes = config.cluster.nodes * config.cluster.processes_per_node
     check_slots(config.data.slots_per_step, processes, config.engine.micro_slots)
     held_back: list[Capped] = []
-    ledger = first_ledger(config.data, manifest, config.run.steps, held_back.append)
+    if ledger is None:
+        ledger = first_ledger(config.data, manifest, config.run.steps, held_back.append)
     order = build_order(ledger, manifest)
     parameters = count_parameters(config.model, manifest.families)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,7 +152,9 @@ def language_plans(order: Order, manifest: Manifest, steps: int, T: int) -> list
     for code, held in manifest.languages.items():
         of_sources = {s.name: targets.get(s.name, 0.0) for s in held.sources}
         read = round(sum(of_sources.values()))
-        length = sum(order.epoch_length[name] for name in of_sources)
+        copies = {s.name: s.copies for s in held.sources}
+        # An epoch as `data.mixture.max_epochs` counts it.
+        length = sum(order.epoch_length[name] * copies[name] for name, n in of_sources.items() if n)
         rows.append(
             LanguagePlan(
                 code=code,
@@ -226,11 +232,7 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
                 f"are worth {row.effective_tokens:,.0f} fresh ones"
             )
     for capped in plan.held_back:
-        console.print(
-            f"note: data.mixture.max_epochs holds {capped.language} at "
-            f"{capped.capped_epochs:.2f} epochs (its share asked for {capped.wanted_epochs:.2f}); "
-            "the rest goes to others"
-        )
+        console.print(f"note: {capped}")
 
 
 def write_plan(plan: Plan, config: RunConfig, path: Path) -> None:

@@ -8,7 +8,9 @@ yet. The next start of the run reads it; every checkpoint holds what it was made
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -25,6 +27,7 @@ from ..data.stream import build_order, first_ledger
 from ..data.token_line import TokenLine
 from .build import build
 from .checkpoint import RunState, latest_checkpoint, read_state
+from .compose import named_share
 from .config import RunConfig
 from .console import say
 from .errors import UserError
@@ -77,16 +80,14 @@ def run_ledger(config: RunConfig, manifest: Manifest, state: RunState | None) ->
         UserError: the run's file decides steps that its checkpoint was made under differently.
     """
     folder = run_folder(config)
-    written = read_ledger(folder)
+    written = decided_ledger(folder)
+    warn_of_caps(written, config.run.steps)
     if state is None:
         return written or first_ledger(
             config.data,
             manifest,
             config.run.steps,
-            lambda held: say(
-                f"data.mixture.max_epochs holds {held.language} at {held.capped_epochs:.2f} "
-                f"epochs, its share asked for {held.wanted_epochs:.2f}"
-            ),
+            lambda held: say(str(held)),
         )
     if written is None:
         return state.ledger
@@ -97,6 +98,26 @@ def run_ledger(config: RunConfig, manifest: Manifest, state: RunState | None) ->
             "file to go on with the checkpoint's own ledger"
         )
     return written
+
+
+def decided_ledger(folder: Path) -> Ledger | None:
+    """A run's ledger where it counts: the run was trained, or edited; else it is decided anew."""
+    written = read_ledger(folder)
+    if written is None:
+        return None
+    trained = any((folder / "checkpoints").glob("step-*"))
+    return written if trained or any(entry.edited for entry in written.entries) else None
+
+
+def warn_of_caps(ledger: Ledger | None, steps: int) -> None:
+    """Says so where the run goes on beyond the step by which its caps on epochs hold."""
+    entry = ledger.entries[-1] if ledger else None
+    if entry and entry.until_step is not None and steps > entry.until_step:
+        say(
+            f"data.mixture.max_epochs was decided for {entry.until_step:,} steps, and "
+            f"run.steps={steps}: languages may be read more often; decide anew with `xylem mixture "
+            f"RUN {_PREFIX}max_epochs=N`"
+        )
 
 
 def edit_mixture(
@@ -196,12 +217,10 @@ def next_entry(
         sequence_length=ledger.sequence_length,
         quarantine={source: shards for source, shards in shut.items() if shards},
         reason=reason,
+        edited=True,
     )
     for language in held:
-        say(
-            f"data.mixture.max_epochs holds {language.language} at {language.capped_epochs:.2f} "
-            f"epochs, its share asked for {language.wanted_epochs:.2f}"
-        )
+        say(str(language))
     return entry
 
 
@@ -217,13 +236,17 @@ def build_mixture(base: dict[str, object], settings: Sequence[str]) -> MixtureCo
                 f"{setting!r}: the mixture of a run is edited with {_PREFIX}KEY=VALUE only, for "
                 f"example {_PREFIX}max_epochs=4"
             )
+    shares = [share for setting in settings if (share := named_share(setting))]
+    others = [s.removeprefix(_PREFIX) for s in settings if not named_share(s)]
     try:
-        changes = OmegaConf.from_dotlist([s.removeprefix(_PREFIX) for s in settings])
-        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(base), changes))
-    except OmegaConfBaseException as error:
+        changed = OmegaConf.merge(OmegaConf.create(base), OmegaConf.from_dotlist(others))
+        merged = OmegaConf.to_container(changed)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(" ".join(str(error).split())) from error
-    assert isinstance(merged, dict)
-    mixture: MixtureConfig = build(MixtureConfig, {str(k): v for k, v in merged.items()})
+    values: dict[str, Any] = {str(k): v for k, v in merged.items()}  # type: ignore[union-attr]
+    for table, name, value in shares:
+        values[table] = {**(values.get(table) or {}), name: value}
+    mixture: MixtureConfig = build(MixtureConfig, values)
     if mixture.stages:
         raise UserError(
             f"{_PREFIX}stages: an edit is one decision; make one with --from for each stage"
@@ -237,6 +260,7 @@ def find_shard(manifest: Manifest, storage: Storage, path: str) -> tuple[str, tu
     Raises:
         UserError: no training source holds it.
     """
+    path = path.removeprefix(storage.place.rstrip("/") + "/")
     for name, source in manifest.sources.items():
         folder = source.shards.table.rpartition("/")[0]
         if source.shards.table and path.startswith(folder + "/"):
@@ -247,7 +271,7 @@ def find_shard(manifest: Manifest, storage: Storage, path: str) -> tuple[str, tu
                     return name, (int(bounds[number]), int(bounds[number + 1]))
     raise UserError(
         f"--quarantine={path}: no training source holds a shard of that path; write it as the "
-        "error names it, relative to the prepared folder: train/swh_Latn/00003.tar"
+        "error names it, or from the prepared folder on: train/swh_Latn/00003.tar"
     )
 
 

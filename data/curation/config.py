@@ -121,7 +121,7 @@ class MinHashConfig:
     seed: int = 0
     """Seed of the hash functions."""
     rehydrate: bool = False
-    """Write `copies` from the cluster's size (FineWeb-2's weights) instead of 1."""
+    """Multiply `copies` by FineWeb-2's weight of the cluster's size."""
 
     def __post_init__(self) -> None:
         check_minimums(self, "curation.minhash", buckets=1, hashes=1, ngrams=1, seed=0)

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..shards import write_atomically
 from ..sources import ReadCounts
 from .config import CurationConfig, LanguageThresholds
-from .language_files import Dropped, LanguageFile, share, write_stage
+from .language_files import COPIES, Dropped, LanguageFile, share, write_stage
 from .language_id import LanguageIdentifier, load_identifier
 from .quality import QualityFilters, thresholds_of
 from .reading import UNLABELLED, RawCorpus, RawFile, read_raw
@@ -138,7 +138,10 @@ class FilterStep:
             if reason is not None:
                 dropped.add(code, reason, document.text)
                 continue
-            yield Document(text=document.text, id=document.id, metadata={"language": code})
+            metadata: dict[str, Any] = {"language": code}
+            if document.copies > 1:
+                metadata[COPIES] = document.copies
+            yield Document(text=document.text, id=document.id, metadata=metadata)
         for reason, number in ((EMPTY, read.empty), (MALFORMED, read.bad)):
             for _ in range(number):
                 _count(counts, file.language, "")

@@ -17,6 +17,8 @@ from datatrove.data import Document
 from ..sources import read_lines
 
 SUFFIX = ".jsonl.gz"
+COPIES = "copies"
+"""Metadata: how often a document counts in the raw corpus, if more than once."""
 _Unit = TypeVar("_Unit")
 
 

@@ -26,8 +26,8 @@ from rich.console import Console
 from ..errors import DataError
 from ..shards import sync_folder, write_atomically
 from .config import CurationConfig
-from .language_id import model_path
 from .reading import RawCorpus, RawFile, raw_files
+from .setting_files import MODEL_FILES, stamps
 
 MARK_NAME = ".curation.json"
 """In the clean corpus: what it was made from."""
@@ -69,19 +69,21 @@ def curate(
     files = raw_files(Path(config.corpus), config.languages)
     check_languages(curation.quality, sorted({file.language for file in files}))
     deciding = _deciding(config, curation, files)
-    if force:
-        _remove_other(folder, work, deciding)
-    if _is_done(folder, deciding):
+    if not (force and _other(folder, work, deciding)) and _is_done(folder, deciding):
         _say(console, f"{folder}: curated before from this text and these settings: nothing to do")
         if (work / _SETTINGS_NAME).is_file():
-            _clear(work)  # killed before it could
+            with _locked(work):
+                _clear(work)  # killed before it could
         return folder
     check_model(curation, files)
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
-        _begin(work, deciding, curation.tasks)
-        stages = _run_stages(config, curation, files, work, console)
-        _finish(folder, work, stages, deciding, console)
+        if force:
+            _remove_other(folder, work, deciding)
+        if not _is_done(folder, deciding):  # by another run, until the lock was had
+            _begin(work, deciding, curation.tasks)
+            stages = _run_stages(config, curation, files, work, console)
+            _finish(folder, work, stages, deciding, console)
     return folder
 
 
@@ -135,8 +137,9 @@ def _finish(
     from . import report, writing
 
     languages = report.collect(work, stages)
-    model = deciding["language model"] or "none"
-    report.save(work, languages, {"language model": str(model), "settings": dict(deciding)})
+    models = [f"{name} (sha256 {found})" for name, found in deciding[MODEL_FILES].items()]
+    facts = {"language model": ", ".join(models) or "none", "settings": dict(deciding)}
+    report.save(work, languages, facts)
     clean = work / writing.STAGE
     if not any(clean.iterdir()):
         report.show(console, languages)
@@ -159,26 +162,18 @@ def _finish(
 
 def _deciding(config: RawCorpus, curation: CurationConfig, files: list[RawFile]) -> dict[str, Any]:
     """Everything that the result depends on, by name, as JSON reads it back."""
-    from .evaluation_index import evaluation_files
-
     corpus = Path(config.corpus)
     settings: dict[str, Any] = {
         f"data.{name}": getattr(config, name)
-        for name in ("text_field", "id_field", "on_bad_line", "seed")
+        for name in ("text_field", "id_field", "copies_field", "on_bad_line", "seed")
     }
     settings["data.languages"] = sorted(config.languages)
     for name, value in asdict(curation).items():
         if name not in _EXECUTION:
             settings[f"curation.{name}"] = value
-    settings["language model"] = None
-    if curation.language_id.enabled:
-        size = model_path(curation.language_id).stat().st_size
-        settings["language model"] = f"{model_path(curation.language_id).name} ({size:,} bytes)"
+    settings |= stamps(curation, {file.language for file in files})
     settings["corpus files"] = {
         file.path.relative_to(corpus).as_posix(): _stamp(file.path) for file in files
-    }
-    settings["evaluation files"] = {
-        name: _stamp(path) for name, path in evaluation_files(curation.decontaminate)
     }
     read_back: dict[str, Any] = json.loads(_encoded(settings))
     return read_back
@@ -235,11 +230,25 @@ def _clear(work: Path, keep: Sequence[str] = _KEPT) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
+def _other(folder: Path, work: Path, deciding: Mapping[str, Any]) -> list[Path]:
+    """Which of the two hold what was curated with other settings or from other text."""
+    return [
+        root
+        for root, path in ((work, work / _SETTINGS_NAME), (folder, folder / MARK_NAME))
+        if path.is_file() and _changes(_read(path), {**_read(path), **deciding})
+    ]
+
+
 def _remove_other(folder: Path, work: Path, deciding: Mapping[str, Any]) -> None:
-    """Removes what was curated, wholly or in part, with other settings or from other text."""
-    for path, root in ((folder / MARK_NAME, folder), (work / _SETTINGS_NAME, work)):
-        if path.is_file() and _changes(_read(path), {**_read(path), **deciding}):
-            shutil.rmtree(root)
+    """Removes what `_other` finds; the lock stays, for this run holds it."""
+    other = _other(folder, work, deciding)
+    if work in other:
+        _clear(work, keep=("lock",))
+    if folder in other:
+        # Under its own name no half of it is ever seen.
+        replaced = work / "replaced"
+        folder.rename(replaced)
+        shutil.rmtree(replaced)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -251,6 +260,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if old == new:
             continue
         if name.endswith("files"):
+            old, new = old or {}, new or {}
             files = sorted(f for f in {*old, *new} if old.get(f) != new.get(f))
             found.append(f"{len(files)} {name} changed ({files[0]} …)")
         elif isinstance(old, dict) and isinstance(new, dict):

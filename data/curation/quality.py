@@ -29,8 +29,8 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from ..errors import DataError
 from .config import LanguageThresholds, QualityConfig
-from .language_id import SPELLINGS
 from .scripts_of_text import character_class, letters_a_word, scripts_of
+from .setting_files import config_file
 
 NO_WORDS = "no_words"
 
@@ -157,15 +157,6 @@ def thresholds_of(code: str, config: QualityConfig, *, with_scores: bool) -> Lan
             if getattr(level, each.name) is not None
         }
     return LanguageThresholds(**values)
-
-
-def config_file(code: str, config: QualityConfig) -> Path | None:
-    """FineWeb-2's file of a language, also under FineWeb-2's own code for it; None without one."""
-    if not config.fineweb2_configs:
-        return None
-    names = [code, *(theirs for theirs, ours in SPELLINGS.items() if code in ours)]
-    paths = (Path(config.fineweb2_configs) / f"{name}.yml" for name in names)
-    return next((path for path in paths if path.is_file()), None)
 
 
 def read_config_file(path: Path, *, with_scores: bool) -> LanguageThresholds:

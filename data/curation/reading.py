@@ -49,6 +49,11 @@ class RawCorpus(Protocol):
         ...
 
     @property
+    def copies_field(self) -> str:
+        """Field of how often a document counts; empty for none."""
+        ...
+
+    @property
     def on_bad_line(self) -> Literal["error", "skip"]:
         """What a malformed line does."""
         ...
@@ -111,6 +116,7 @@ def read_raw(file: RawFile, config: RawCorpus, counts: ReadCounts) -> Iterator[D
         file.path,
         text_field=config.text_field,
         id_field=config.id_field,
+        copies_field=config.copies_field,
         on_bad_line=config.on_bad_line,
         counts=counts,
         language_folder=file.folder,

@@ -1,8 +1,9 @@
 """The last stage: the clean corpus, a folder a language, as `sources.py` reads it.
 
-`CODE/00000.jsonl.zst`, with the fields `id`, `text` and `copies`: how often a document counts. With
-`minhash.rehydrate` that is FineWeb-2's weight of its cluster's size, otherwise 1. This file needs
-datatrove. Read next: `report.py`.
+`CODE/00000.jsonl.zst`, with the fields `id`, `text`, `copies` (how often a document counts) and
+`cluster_size` (how many documents of the raw corpus it stands for, itself among them). `copies` is
+what the raw document had, with `minhash.rehydrate` times FineWeb-2's weight of the cluster's size.
+This file needs datatrove. Read next: `report.py`.
 """
 
 import json
@@ -10,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 from datatrove.data import Document
 
 from ..shards import write_atomically
-from .language_files import LanguageFile, language_files, read_stage, share
+from ..sources import MOST_COPIES
+from .language_files import COPIES, LanguageFile, language_files, read_stage, share
 from .minhash import CLUSTER_SIZE
 
 STAGE = "write"
@@ -29,6 +32,18 @@ REHYDRATION = {1: 1, 2: 2, 3: 3, 5: 5, 100: 8, 1000: 1}
 def copies(cluster_size: int) -> int:
     """How often a document counts that stands for so many near-duplicates."""
     return REHYDRATION[max(least for least in REHYDRATION if least <= cluster_size)]
+
+
+def clean_row(document: Document, *, rehydrate: bool) -> dict[str, Any]:
+    """A document's line in the clean corpus; `copies` is at most what `sources.py` reads."""
+    size = document.metadata.get(CLUSTER_SIZE, 1)
+    times = document.metadata.get(COPIES, 1) * (copies(size) if rehydrate else 1)
+    return {
+        "id": document.id,
+        "text": document.text,
+        "copies": min(times, MOST_COPIES),
+        "cluster_size": size,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +79,11 @@ class WriteStep:
             size = 0
             with pyarrow.CompressedOutputStream(str(partial), "zstd") as out:
                 while following is not None and size < FILE_BYTES:
-                    times = copies(following.metadata.get(CLUSTER_SIZE, 1)) if self.rehydrate else 1
-                    row = {"id": following.id, "text": following.text, "copies": times}
+                    row = clean_row(following, rehydrate=self.rehydrate)
                     out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                     bytes_ = len(following.text.encode())
                     size += bytes_
-                    totals = [totals[0] + 1, totals[1] + bytes_, totals[2] + times]
+                    totals = [totals[0] + 1, totals[1] + bytes_, totals[2] + row["copies"]]
                     following = next(kept, None)
             partial.replace(path)
         raise AssertionError("count() does not end")

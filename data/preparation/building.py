@@ -46,7 +46,10 @@ _NO_SHARDS = write_table(Path(), "", ())
 
 
 def text_lines(job: Job, reading: Reading) -> list[Line]:
-    """The lines of the corpus as it is: sources, then held-out documents, of each language."""
+    """The lines of the corpus as it is: sources by copies, then held-out documents, by language.
+
+    In the same order whichever document comes first in a file.
+    """
     lines = []
     for code in sorted(job.corpus.files):
         found = reading.lines[code]

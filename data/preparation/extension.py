@@ -1,7 +1,8 @@
 """How is text added to a prepared folder? As a shard set of its own, under a new manifest.
 
 Nothing that is there is touched: no shard, no source, no family. A language that is there gets one
-source more, `swh_Latn@books`; a new language gets an entry of its own. The shards lie in
+source more, `swh_Latn@books`; a new language of a family that is there gets an entry of its own. A
+new family is refused: a run's model has the families it began with. The shards lie in
 `sets/<name>/`; the manifest that is extended is kept in `manifests/`, so that a run that reads it
 can go on. Read next: `building.py`, `../manifest.py`.
 """
@@ -9,7 +10,7 @@ can go on. Read next: `building.py`, `../manifest.py`.
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..manifest import (
     Manifest,
 )
 from ..shards import sync_folder, write_atomically
+from ..sources import discover
 from ..staging import WORK_FOLDER, discard, discard_leftover, recover, staging_folder
 from ..tokenizer import Tokenizer
 from .building import (
@@ -62,7 +64,8 @@ def extend_prepared(config: DataConfig, name: str, console: Console) -> Manifest
     """Adds `config.corpus` to the folder `config.prepared`, or finds that this was done already.
 
     Documents whose ids are held out are never trained on; only new languages get held-out shards.
-    Raises DataError (the user's text or settings, or a name that is taken), OSError (a full disk).
+    Raises DataError (the user's text or settings, a name that is taken, a language of a family that
+    the folder does not have), OSError (a full disk; the same command goes on from there).
     """
     if not _NAME.fullmatch(name):
         raise DataError(
@@ -90,7 +93,15 @@ def extend_prepared(config: DataConfig, name: str, console: Console) -> Manifest
         discard_leftover(folder, notice)
         notice(f"{folder}: extended by {name} before from this text: nothing to do")
         return base
-    plan = {"settings": settings, "corpus": before, "extends": base.hash, "name": name}
+    codes = corpus.files if corpus else discover(Path(config.corpus), config.languages)
+    family_of = _families(folder, base, name, codes, config)
+    plan = {
+        "settings": settings,
+        "corpus": before,
+        "extends": base.hash,
+        "name": name,
+        "families": family_of,
+    }
     with staging_folder(folder, plan, notice) as staging:
         if Manifest.load(folder).hash != base.hash:
             raise DataError(f"{folder}: was extended by another command: run this one again")
@@ -98,7 +109,9 @@ def extend_prepared(config: DataConfig, name: str, console: Console) -> Manifest
         place = replace(config, prepared=f"{config.prepared}.{name}")
         text = corpus or open_corpus(place, console)
         check_derived(text)
-        manifest, added = _write(config, text, name, base, tokenizer, settings, staging, console)
+        job = _job(text, name, base, staging, console)
+        added = _write(job, base, family_of, tokenizer, Path(config.prepared) / TOKENIZER_FOLDER)
+        manifest = _extended(base, name, added, settings)
         check_entries(added, config)
         verify_shards(staging, added, console)
         check_unchanged(before, fingerprint(config, corpus))
@@ -133,51 +146,69 @@ def _check_same(
         )
 
 
-def _write(
-    config: DataConfig,
-    corpus: Corpus,
-    name: str,
-    base: Manifest,
-    tokenizer: Tokenizer,
-    settings: Mapping[str, Any],
-    staging: Path,
-    console: Console,
-) -> tuple[Manifest, dict[str, LanguageEntry]]:
-    """The manifest of the folder with the corpus in it, and what of it is new."""
+def _families(
+    folder: Path, base: Manifest, name: str, codes: Iterable[str], config: DataConfig
+) -> dict[str, str]:
+    """The family of each language that is new; raises DataError for one that the folder lacks."""
+    new = sorted({*codes} - base.languages.keys())
+    family_of = build_family_map(sorted({*base.languages, *new}), config.families).family_of
+    found = {code: family_of[code] for code in new}
+    if lacking := [code for code in new if found[code] not in base.families]:
+        them = ",".join(lacking)
+        raise DataError(
+            f"--extend {name}: {folder} has no language of the family of "
+            f"{', '.join(f'{code} ({found[code]})' for code in lacking)}, and a model keeps the "
+            f"families it began with: set data.families.groups.{base.families[0]}=[{them}], or "
+            f"another family that is there ({', '.join(base.families)}), or prepare a folder of "
+            "its own for a new run"
+        )
+    return found
+
+
+def _job(corpus: Corpus, name: str, base: Manifest, staging: Path, console: Console) -> Job:
     old = base.languages
-    new = [code for code in corpus.files if code not in old]
-    family_of = build_family_map(sorted({*old, *new}), config.families).family_of
-    job = Job(
+    return Job(
         corpus=corpus,
         staging=staging,
         console=console,
         source_of={code: f"{code}@{name}" if code in old else code for code in corpus.files},
-        heldout=frozenset(new),
+        heldout=frozenset(corpus.files) - old.keys(),
         set_name=name,
     )
+
+
+def _write(
+    job: Job, base: Manifest, family_of: Mapping[str, str], tokenizer: Tokenizer, folder: Path
+) -> dict[str, LanguageEntry]:
+    """What the corpus adds, by language, in the staging folder; `folder` holds the tokenizer."""
+    old = base.languages
     reading = read_corpus(job, sample=False)
     lines = [*text_lines(job, reading), *derived_lines(job)]
-    packed = pack_lines(job, lines, tokenizer, Path(config.prepared) / TOKENIZER_FOLDER)
-    added = {
+    return {
         code: LanguageEntry(
             code=code,
             family=old[code].family if code in old else family_of[code],
             sources=sources,
             heldout=heldout,
         )
-        for code, (sources, heldout) in packed.items()
+        for code, (sources, heldout) in pack_lines(job, lines, tokenizer, folder).items()
     }
+
+
+def _extended(
+    base: Manifest, name: str, added: Mapping[str, LanguageEntry], settings: Mapping[str, Any]
+) -> Manifest:
+    """The manifest with what is added in it; its families are those that it had."""
+    old = base.languages
     languages = {**old, **added}
     for code in added.keys() & old.keys():
         languages[code] = replace(old[code], sources=(*old[code].sources, *added[code].sources))
-    manifest = replace(
+    return replace(
         base,
         languages=dict(sorted(languages.items())),
-        families=tuple(sorted({entry.family for entry in languages.values()})),
         settings={**base.settings, _SETS: {**base.settings.get(_SETS, {}), name: settings}},
         parents=(*base.parents, base.hash),
     )
-    return manifest, added
 
 
 def _commit(folder: Path, base: Manifest, manifest: Manifest, made: Path) -> None:
@@ -199,11 +230,11 @@ def _commit(folder: Path, base: Manifest, manifest: Manifest, made: Path) -> Non
 def _remove_unnamed(
     folder: Path, base: Manifest, staging: Path, notice: Callable[[str], None]
 ) -> None:
-    """Removes shard sets that a killed command gave their place, but no manifest names."""
+    """Removes shard sets that an unfinished command gave their place, but no manifest names."""
     sets = folder / SETS_FOLDER
     for entry in sorted(sets.iterdir()) if sets.is_dir() else ():
         if entry.name not in base.settings.get(_SETS, {}):
-            notice(f"{entry}: removing what a killed `xylem prepare --extend` left")
+            notice(f"{entry}: removing what an unfinished `xylem prepare --extend` left")
             # Its tasks' results may be in the staging folder still, without the shards.
             shutil.rmtree(staging / WORK_FOLDER, ignore_errors=True)
             shutil.rmtree(entry)

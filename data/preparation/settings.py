@@ -32,6 +32,8 @@ _TEXT_SETTINGS = (
 )  # fmt: skip
 _EXECUTION = ("folder", "tasks", "workers", "executor", "slurm")
 """Settings of curation that say where and how, not what."""
+_CURATION_FILES = "curation_files"
+"""With curation: kind -> name -> sha256 of each file that its settings name."""
 
 
 def check_config(config: DataConfig) -> None:
@@ -62,6 +64,7 @@ def deciding_settings(config: DataConfig, given: Tokenizer | None) -> dict[str, 
         settings["curation"] = {
             name: value for name, value in asdict(config.curation).items() if name not in _EXECUTION
         }
+        settings[_CURATION_FILES] = _curation_files(config)
     settings["derived"] = {}
     if config.derived:
         from ..transforms.derive import spec
@@ -74,11 +77,26 @@ def deciding_settings(config: DataConfig, given: Tokenizer | None) -> dict[str, 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a user would have to put back, one phrase a setting."""
-    return [
+    changes = [
         f"data.{name} was {before.get(name)!r}, is {value!r}"
         for name, value in now.items()
-        if before.get(name) != value
+        if name != _CURATION_FILES and before.get(name) != value
     ]
+    old: Mapping[str, Any] = before.get(_CURATION_FILES) or {}
+    for kind, files in now.get(_CURATION_FILES, {}).items():
+        if different := changed_files(old.get(kind, {}), files):
+            changes.append(f"curation's {kind} changed ({different[0]} …)")
+    return changes
+
+
+def _curation_files(config: DataConfig) -> dict[str, dict[str, str]]:
+    from ..curation.reading import raw_files  # only who curates pays for it
+    from ..curation.setting_files import stamps
+
+    # Which languages there are matters only to files of thresholds.
+    named = bool(config.curation.quality.fineweb2_configs)
+    files = raw_files(Path(config.corpus), config.languages) if named else []
+    return stamps(config.curation, {file.language for file in files})
 
 
 def read_fingerprint(path: Path) -> dict[str, Any]:

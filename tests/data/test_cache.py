@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -242,3 +243,51 @@ def test_a_forked_process_has_a_lock_of_its_own(tmp_path: Path) -> None:
             cache.put(name(1), data(1))
             os._exit(len(files(tmp_path)))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_threads_that_meet_in_a_forked_process_hold_one_lock(tmp_path: Path) -> None:
+    """The first is stopped where it has chosen its lock; then the second chooses."""
+    cache = BlockCache(tmp_path, 8 * BLOCK)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = _meet(cache)
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _meet(cache: BlockCache) -> int:
+    """In the forked process: 0 when the second thread waits for the first, and neither fails."""
+    cache_module._LOCK_SECONDS = 10
+    chosen, go_on, held = threading.Event(), threading.Event(), []
+    real = cache._open
+
+    def slow_open() -> int:
+        if threading.current_thread().name == "first":
+            chosen.set()
+            go_on.wait(10)
+        return real()
+
+    cache._open = slow_open  # type: ignore[method-assign]
+    failed = []
+
+    def put(number: int) -> None:
+        try:
+            with cache._locked() as mine:
+                held.append((number, mine))
+        except RuntimeError as error:  # a lock that is released twice
+            failed.append(error)
+
+    first = threading.Thread(target=put, args=(1,), name="first")
+    second = threading.Thread(target=put, args=(2,))
+    first.start()
+    chosen.wait(10)
+    second.start()
+    second.join(0.2)
+    overtaken = bool(held)
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    return int(overtaken or bool(failed) or held != [(1, True), (2, True)])

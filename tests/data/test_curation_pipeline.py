@@ -29,7 +29,7 @@ from xylem.data.curation.config import (
     SlurmConfig,
 )
 from xylem.data.errors import DataError
-from xylem.data.sources import discover, read_documents
+from xylem.data.sources import discover, read_documents, read_lines
 
 pytest.importorskip("datatrove", reason="needs the extra curation")
 from xylem.data.curation import filtering, pipeline
@@ -201,6 +201,12 @@ def test_copies_are_fineweb2_weights_of_the_cluster_size() -> None:
     assert [copies(size) for size in sizes] == [1, 2, 3, 3, 5, 5, 8, 8, 1, 1]
 
 
+def rows(folder: Path, code: str) -> list[dict[str, Any]]:
+    """The lines of a language of a clean corpus, as they are written."""
+    (path,) = discover(folder)[code]
+    return [json.loads(line) for line in read_lines(path)]
+
+
 def test_rehydration_writes_copies_and_without_it_each_document_counts_once(tmp_path: Path) -> None:
     write(tmp_path / "raw/acu_Latn.jsonl", {"a": words("a"), "b": words("a"), "c": words("c")})
     for rehydrate, expected in ((True, [1, 2]), (False, [1, 1])):
@@ -209,6 +215,35 @@ def test_rehydration_writes_copies_and_without_it_each_document_counts_once(tmp_
         (path,) = discover(folder)["acu_Latn"]
         found = [d.copies for d in read_documents(path, copies_field="copies")]
         assert sorted(found) == expected
+
+
+@pytest.mark.parametrize("near", [MinHashConfig(), NO_MINHASH])
+def test_clean_corpus_says_what_each_document_stands_for_also_without_rehydration(
+    tmp_path: Path, near: MinHashConfig
+) -> None:
+    texts = {"a": words("a"), "b": words("a"), "again": words("a"), "c": words("c")}
+    write(tmp_path / "raw/acu_Latn.jsonl", texts)
+    config = settings(tasks=1, exact=True, minhash=near)
+    folder = curate(raw(tmp_path / "raw"), config, tmp_path / "clean", QUIET)
+    found = sorted((row["cluster_size"], row["copies"]) for row in rows(folder, "acu_Latn"))
+    assert found == [(1, 1), (3, 1)]
+
+
+def test_copies_of_the_raw_corpus_are_carried_into_the_clean_one(tmp_path: Path) -> None:
+    path = tmp_path / "raw/acu_Latn.jsonl"
+    path.parent.mkdir()
+    documents = [("a", "a", 30), ("b", "a", 30), ("c", "c", 7), ("d", "d", None), ("e", "e", 100)]
+    documents += [("e2", "e", 100)]
+    lines = [{"id": name, "text": words(seed), "n": n} for name, seed, n in documents]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    counted = raw(tmp_path / "raw", copies_field="n")
+    for rehydrate, expected in ((False, [1, 7, 30, 100]), (True, [1, 7, 60, 100])):
+        config = settings(tasks=1, minhash=MinHashConfig(rehydrate=rehydrate))
+        folder = curate(counted, config, tmp_path / f"c{rehydrate}", QUIET)
+        assert sorted(row["copies"] for row in rows(folder, "acu_Latn")) == expected
+        assert report(folder)["languages"]["acu_Latn"]["copies"] == sum(expected)
+    message = refused(tmp_path / "raw", folder, config, copies_field="")
+    assert "data.copies_field was 'n', is ''" in message
 
 
 # Killed, and run again
@@ -342,6 +377,32 @@ def test_two_runs_in_one_folder_are_refused(corpus: Path, tmp_path: Path) -> Non
     (tmp_path / "clean.work").mkdir()
     with pipeline._locked(tmp_path / "clean.work"):
         assert "another run is curating" in refused(corpus, tmp_path / "clean", settings())
+
+
+def test_force_leaves_the_work_of_a_run_that_is_going_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, work = tmp_path / "clean", tmp_path / "clean.work"
+    with monkeypatch.context() as patch:
+        patch.setattr(filtering, "write_stage", lambda *_: 1 / 0)
+        with pytest.raises(StageFailed):
+            curate(raw(corpus), settings(), folder, QUIET)
+    before, lock = clean(work), (work / "lock").stat().st_ino
+    with pipeline._locked(work), pytest.raises(DataError, match="another run is curating"):
+        curate(raw(corpus), settings(exact=True), folder, QUIET, force=True)
+    assert clean(work) == before and "settings.json" in before
+    curate(raw(corpus), settings(exact=True), folder, QUIET, force=True)
+    # The same file, so that whoever waited for it did not lock another one.
+    assert (work / "lock").stat().st_ino == lock
+    assert not (work / "replaced").exists() and len(ids(folder)["deu_Latn"]) == 1
+
+
+def test_force_replaces_a_finished_corpus(corpus: Path, tmp_path: Path) -> None:
+    folder = curate(raw(corpus), settings(), tmp_path / "clean", QUIET)
+    assert len(ids(folder)["deu_Latn"]) == 2
+    curate(raw(corpus), settings(exact=True), folder, QUIET, force=True)
+    assert len(ids(folder)["deu_Latn"]) == 1
+    assert not (tmp_path / "clean.work/replaced").exists()
 
 
 def test_killed_process_ends_the_stage_instead_of_being_waited_for(

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from xylem.data.config import DataConfig, FamilyConfig, TokenizerConfig
+from xylem.data.curation.config import CurationConfig
 from xylem.data.errors import DamagedShard, DataError
 from xylem.data.manifest import Manifest, load_parent
-from xylem.data.preparation import extension
+from xylem.data.preparation import execution, extension
 from xylem.data.preparation.documents import keyed_hash
 from xylem.data.prepare import is_heldout, prepare
 from xylem.data.token_line import TokenLine
 from xylem.data.transforms.config import TransformConfig
 
 from .test_preparation import script
-from .test_prepare import TEXTS, Said, files, quiet, shards_of, write_corpus
+from .test_prepare import TEXTS, Said, files, no_space, quiet, shards_of, write_corpus
 from .test_prepared_sources import ids_of
 
 # Half of these ids are in the first corpus too.
@@ -158,13 +159,55 @@ def test_an_extension_is_the_same_wherever_and_however_it_is_made(
 
 def test_families_of_languages_that_are_there_stay(more: DataConfig) -> None:
     base = Manifest.load(Path(more.prepared))
-    single = dataclasses.replace(more, families=FamilyConfig(map="single"))
-    manifest = quiet(single, extend="books")
+    family = base.languages["hin_Deva"].family
+    other = FamilyConfig(map="single", groups={family: ("est_Latn",)})
+    manifest = quiet(dataclasses.replace(more, families=other), extend="books")
     assert {c: manifest.languages[c].family for c in base.languages} == {
         c: e.family for c, e in base.languages.items()
     }
-    assert manifest.languages["est_Latn"].family == "all"
-    assert manifest.families == tuple(sorted({e.family for e in manifest.languages.values()}))
+    assert manifest.languages["est_Latn"].family == family
+    assert manifest.families == base.families
+
+
+@pytest.fixture
+def distant(first: DataConfig, tmp_path: Path) -> DataConfig:
+    """The same settings for text in a language of a family that the folder lacks."""
+    texts = {"fin_Latn": MORE["fin_Latn"], "swh_Latn": MORE["est_Latn"]}
+    return dataclasses.replace(first, corpus=str(write_corpus(tmp_path / "distant", texts)))
+
+
+@pytest.mark.parametrize("curated", [False, True])
+def test_a_language_of_a_new_family_is_refused_before_anything_is_written(
+    distant: DataConfig, monkeypatch: pytest.MonkeyPatch, curated: bool
+) -> None:
+    monkeypatch.setattr(extension, "read_corpus", None)
+    curation = CurationConfig(enabled=curated)
+    beside = sorted(Path(distant.prepared).parent.iterdir())
+    refused(
+        dataclasses.replace(distant, curation=curation),
+        r"^--extend books: .* no language of the family of swh_Latn \(atlantic_congo\), .* "
+        r"data\.families\.groups\.indo_european=\[swh_Latn\], .* \(indo_european, uralic\), "
+        "or prepare a folder of its own for a new run$",
+        extend="books",
+    )
+    assert sorted(Path(distant.prepared).parent.iterdir()) == beside
+
+
+def test_a_group_puts_a_new_language_into_a_family_that_is_there(
+    distant: DataConfig, first: DataConfig
+) -> None:
+    base = Manifest.load(Path(distant.prepared))
+    grouped = FamilyConfig(groups={"uralic": ("swh_Latn",)})
+    manifest = quiet(dataclasses.replace(distant, families=grouped), extend="books")
+    assert manifest.languages["swh_Latn"].family == "uralic"
+    assert [s.name for s in manifest.languages["swh_Latn"].sources] == ["swh_Latn"]
+    assert manifest.families == base.families == ("indo_european", "uralic")
+    assert Manifest.load(Path(distant.prepared)) == manifest
+    # Neither the first command nor this one, with or without the group, has more to do.
+    for config, extend in ((first, None), (distant, "books")):
+        for families in (FamilyConfig(), grouped):
+            again = dataclasses.replace(config, families=families)
+            assert quiet(again, extend=extend) == manifest
 
 
 def test_derived_sources_and_copies_of_an_extension(more: DataConfig) -> None:
@@ -283,7 +326,7 @@ def test_kills_at_any_write_leave_the_old_or_the_new_manifest(
         out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert int(out.split()[0]) > 5
-    assert ("sets/books: removing what a killed" in error) or not leftover
+    assert ("sets/books: removing what an unfinished" in error) or not leftover
     end = "module.prepare(configured(sys.argv[1], sys.argv[2]), extend='books')"
     for folder in (prepared, reference):
         with script(end, str(more), folder) as process:
@@ -320,13 +363,30 @@ def test_an_extension_that_stopped_at_the_very_end(
     assert not Path(f"{more.prepared}.partial").exists()
 
 
+def test_an_extension_that_ran_out_of_disk_goes_on_with_what_was_finished(
+    more: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(more.prepared)
+    before = files(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(extension, "verify_shards", no_space)
+        with pytest.raises(OSError, match="No space left") as caught:
+            quiet(more, extend="books")
+    assert "the same command again: it goes on from there" in caught.value.__notes__[0]
+    assert files(folder) == before
+    # Every task was finished, so none is run again.
+    monkeypatch.setattr(execution, "complete", None)
+    assert quiet(more, extend="books").sources.keys() >= {"fin_Latn@books", "est_Latn"}
+    assert not Path(f"{folder}.partial").exists()
+
+
 def test_an_unnamed_set_of_another_name_is_removed(more: DataConfig) -> None:
     stale = Path(more.prepared) / "sets" / "dropped"
     stale.mkdir(parents=True)
     said = Said()
     prepare(more, extend="books", console=said.console)
     assert not stale.exists()
-    assert f"{stale}: removing what a killed `xylem prepare --extend` left" in said.text
+    assert f"{stale}: removing what an unfinished `xylem prepare --extend` left" in said.text
 
 
 def test_text_that_changes_while_it_is_added(

@@ -3,11 +3,22 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from xylem.data.errors import DataError
 from xylem.data.ledger import SHARE_TOTAL, Ledger, LedgerEntry
 from xylem.data.manifest import LanguageEntry, Manifest, Source
-from xylem.data.mixture import Capped, Horizon, MixtureConfig, StageConfig, decide, decide_ledger
+from xylem.data.mixture import (
+    Capped,
+    Horizon,
+    MixtureConfig,
+    StageConfig,
+    decide,
+    decide_ledger,
+    epoch_lengths,
+)
+from xylem.data.order import Order
 from xylem.data.repetition import DECAY, effective_tokens
 from xylem.data.shards import ShardSet
 
@@ -224,3 +235,71 @@ def test_ledger_before_a_step_ignores_what_comes_later() -> None:
 
     assert ledger(mixture).before(10) == ledger(MixtureConfig()).before(10)
     assert ledger(mixture).before(11) != ledger(MixtureConfig()).before(11)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(3000, 60_000), min_size=2, max_size=8),
+    k=st.sampled_from([1, 4, 64]),
+    slots=st.sampled_from([1, 5]),
+    steps=st.integers(20, 90),
+    max_epochs=st.floats(1.0, 40.0),
+    temperature=st.sampled_from([1.0, math.inf]),
+)
+def test_no_language_is_ever_read_more_often_than_its_cap(
+    sizes: list[int], k: int, slots: int, steps: int, max_epochs: float, temperature: float
+) -> None:
+    made = {f"f{i % 3}": {} for i in range(len(sizes))}
+    for i, size in enumerate(sizes):
+        made[f"f{i % 3}"][f"l{i}"] = {f"l{i}": size, f"l{i}@more": 2000}
+    try:
+        ledger = decide_ledger(
+            MixtureConfig(
+                family_temperature=temperature, language_temperature=3.0, max_epochs=max_epochs
+            ),
+            manifest(made), steps=steps, seed=0, slots=slots, slot_sequences=k, sequence_length=T,
+        )  # fmt: skip
+    except DataError as refused:
+        assert "max_epochs" in str(refused)
+        return
+    order = Order(ledger, epoch_lengths(manifest(made), T))
+    cursors = order.cursors(steps)
+    for i in range(len(sizes)):
+        names = (f"l{i}", f"l{i}@more")
+        length = sum(order.epoch_length[name] for name in names)
+        assert sum(cursors[name] for name in names) <= max_epochs * length
+
+
+def test_a_cap_counts_only_what_is_not_in_quarantine() -> None:
+    shut = {"deu_Latn": {"a.tar": (0, 60_000)}}
+
+    def epochs_of_german(**more: object) -> float:
+        entry, _ = decide(
+            MixtureConfig(
+                max_epochs=1.0, families={"germanic": 0.9}, languages={"deu_Latn": 0.7},
+                sources={"swh_Latn@books": 0.0},
+            ),
+            manifest(), Horizon(from_step=0, until_step=700, last_step=700),
+            slots=SLOTS, slot_sequences=K, sequence_length=T, **more,
+        )  # fmt: skip
+        part = entry.families["germanic"] * entry.languages["germanic"]["deu_Latn"]
+        return part / SHARE_TOTAL**2 * 700 * SLOTS * K
+
+    assert 8900 < epochs_of_german() <= 9000
+    assert 2900 < epochs_of_german(quarantine=shut) <= 3000
+
+
+def test_a_quarantine_of_a_source_that_is_not_read_is_dropped() -> None:
+    shut = {"deu_Latn": {"a.tar": (0, 90_000)}}
+    entry, _ = decide(
+        MixtureConfig(sources={"deu_Latn": 0.0}), manifest(),
+        Horizon(from_step=0, until_step=9, last_step=9),
+        slots=SLOTS, slot_sequences=K, sequence_length=T, quarantine=shut,
+    )  # fmt: skip
+    assert "deu_Latn" not in entry.sources and not entry.quarantine
+
+
+def test_fixed_shares_of_all_there_is_must_sum_to_1() -> None:
+    with pytest.raises(DataError, match="shares of the languages of basque sum to 0.2 and leave"):
+        entry_of(languages={"eus_Latn": 0.2})
+    entry_of(families={"germanic": 0.2, "bantu": 0.3, "basque": 0.5})

@@ -256,6 +256,16 @@ def test_permute_many_is_permute_for_each(data: st.DataObject, sizes: list[int])
     assert permute_many(indexes, sizes, keys) == one_by_one
 
 
+def test_counts_a_little_behind_the_newest_are_near() -> None:
+    allocation, steps = Allocation(power_law(50, 1.0), 5), []
+    expected = Allocation(power_law(50, 1.0), 5).counts(2_900)
+    allocation.counts(3_000)
+    advance = allocation._advance
+    allocation._advance = lambda step, before: (steps.append(step), advance(step, before))[1]
+    assert (allocation.counts(2_900) == expected).all()
+    assert len(steps) < 16, "from a count remembered closely, not from the last anchor"
+
+
 def test_counts_are_reached_from_the_nearest_known_step() -> None:
     fresh, steps = Allocation(power_law(50, 1.0), 5), []
     known = Allocation(power_law(50, 1.0), 5).counts(900)

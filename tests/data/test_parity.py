@@ -248,25 +248,33 @@ def test_a_fifth_of_the_documents_is_for_comparison() -> None:
 # Characters
 
 
-def test_the_characters_of_a_small_language_come_first() -> None:
-    large, small = word_types(["abcabc" * 1000 + "q"]), word_types(["ክብር " * 1000])
-    first = frequent_characters([large, small], most=7)
-    assert set(first) == set("abcክብር▁") and "q" not in frequent_characters([large, small], 99)
-    assert frequent_characters([large, small], most=0) == []
+def test_each_language_has_its_characters() -> None:
+    large, small = word_types(["abcabc" * 1000 + "qz"]), word_types(["ክብር " * 10 + "ቀ"])
+    assert set(frequent_characters([large, small], 0.97, 99)) == set("abcክብር▁")
+    assert set(frequent_characters([large, small], 1.0, 99)) == set("abcqzክብርቀ▁")
+    assert frequent_characters([large, small], 0.0, 99) == []
+
+
+def test_without_room_the_most_frequent_of_any_language_come_first() -> None:
+    large = word_types(["aaaaaaaabbbbcd" * 1000])
+    small = word_types(["ክክክክክክብብብቀ"])
+    assert frequent_characters([large, small], 1.0, 4) == ["ክ", "a", "ብ", "b"]
+    assert frequent_characters([large, small], 1.0, 0) == []
 
 
 def test_a_letter_brings_a_case_that_never_occurs() -> None:
-    found = frequent_characters([word_types(["ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ" * 200])], 99)
+    found = frequent_characters([word_types(["ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ" * 200])], 1.0, 99)
     assert {"Ꮳ", "ꮳ", "Ꭹ", "ꭹ"} <= set(found)
-    both = frequent_characters([word_types(["жЖ" * 1000 + "яяя" * 1000 + "Я"])], 99)
+    both = frequent_characters([word_types(["жЖ" * 1000 + "яяя" * 1000 + "Я"])], 0.99, 99)
     assert set(both) == set("жЖя")
+    assert frequent_characters([word_types(["aaa"])], 1.0, 99) == ["a"]  # "A" is a byte anyway
 
 
 def test_a_character_in_bytes_may_win_a_place(tmp_path: Path) -> None:
     """Too rare for a piece from the start, it saves more than the last merges would."""
-    sample = {code: [*texts, "Ꭰ Ꭱ" * 9] for code, texts in SAMPLE.items()}
+    sample = {**SAMPLE, "big_Latn": [*SAMPLE["big_Latn"], "Ꭰ Ꭱ" * 100]}
     words = [word_types(sample[code]) for code in sorted(sample)]
-    assert not {"Ꭰ", "Ꭱ"} & set(frequent_characters([words[0]], 99))
+    assert not {"Ꭰ", "Ꭱ"} & set(frequent_characters(words, 0.98, 99))
     parity = ParityConfig(algorithm="weighted")
     config = TokenizerConfig(vocab_size=500, parity=parity)
     made = train_tokenizer(sample, config, tmp_path / "t", parallel=PARALLEL)
@@ -309,6 +317,7 @@ def test_a_missing_file_of_parallel_text(tmp_path: Path) -> None:
         ({"parallel": "x"}, "parallel=x has no effect with algorithm=bpe"),
         ({"algorithm": "weighted", "window": 10}, "window=10 has no effect with .*=weighted"),
         ({"algorithm": "parity", "global_share": 1.1}, r"global_share=1.1 must be at most 1"),
+        ({"character_coverage": 1.1}, r"character_coverage=1.1 must be at most 1"),
         ({"algorithm": "parity", "global_share": -1.0}, r"global_share=-1.0 must be at least 0"),
         ({"algorithm": "parity", "window_factor": 0.5}, r"window_factor=0.5 must be at least 1"),
         ({"algorithm": "weighted", "sharpness": -1.0}, r"sharpness=-1.0 must be at least 0"),

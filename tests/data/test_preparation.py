@@ -1,11 +1,13 @@
 """Tasks of `xylem prepare`: bounded memory, equal bytes however they are run, kills, sources."""
 
 import dataclasses
+import errno
 import gzip
 import json
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -33,7 +35,7 @@ from xylem.data.preparation import tasks as tasks_module
 from xylem.data.preparation.documents import HASH_RANGE, heldout_place, keyed_hash
 from xylem.data.preparation.runs import RunWriter, bucket_count, bucket_range, read_range
 from xylem.data.preparation.sample import CandidateWriter, sample_texts
-from xylem.data.prepare import is_heldout, prepare
+from xylem.data.prepare import is_heldout, prepare, train_corpus_tokenizer
 from xylem.data.token_line import TokenLine
 from xylem.data.tokenizer import Tokenizer
 
@@ -242,9 +244,9 @@ def test_the_files_of_a_language_are_read_in_groups(
     assert files(Path(apart.prepared)) == files(Path(config.prepared))
 
 
-def test_slurm_tasks_are_those_of_this_machine(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slurm_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the stages that were run as job arrays, by a Slurm that is none."""
     stages: list[str] = []
 
     def run_stage(
@@ -259,11 +261,30 @@ def test_slurm_tasks_are_those_of_this_machine(
     fake = types.ModuleType("execution")
     fake.run_stage = run_stage  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "xylem.data.curation.execution", fake)
+    return stages
+
+
+ON_SLURM = CurationConfig(executor="slurm", slurm=SlurmConfig(partition="p"))
+
+
+def test_slurm_tasks_are_those_of_this_machine(
+    config: DataConfig, tmp_path: Path, slurm_stages: list[str]
+) -> None:
     local = quiet(config)
-    curation = CurationConfig(executor="slurm", slurm=SlurmConfig(partition="p"))
-    slurm = dataclasses.replace(config, prepared=str(tmp_path / "slurm"), curation=curation)
+    slurm = dataclasses.replace(config, prepared=str(tmp_path / "slurm"), curation=ON_SLURM)
     assert quiet(slurm).hash == local.hash
-    assert stages == ["prepare-read", "prepare-pack"]
+    assert slurm_stages == ["prepare-read", "prepare-pack"]
+
+
+def test_a_tokenizer_is_trained_on_what_slurm_read(
+    config: DataConfig, tmp_path: Path, slurm_stages: list[str]
+) -> None:
+    console = Said().console
+    local = train_corpus_tokenizer(config, tmp_path / "local", console=console)
+    slurm = dataclasses.replace(config, curation=ON_SLURM)
+    trained = train_corpus_tokenizer(slurm, tmp_path / "slurm", console=console)
+    assert trained.sha256 == local.sha256 and slurm_stages == ["prepare-read"]
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "local", "slurm"}
 
 
 def test_a_slurm_task_of_an_earlier_command_does_not_write_into_a_later_one(
@@ -337,7 +358,7 @@ def test_kills_at_any_write_leave_the_same_bytes(config: DataConfig, tmp_path: P
     with script(KILLED_OFTEN, config.corpus, config.prepared, reference) as process:
         out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    assert int(out) > 5 and error.count("going on where a killed") >= int(out) - 1
+    assert int(out) > 5 and error.count("going on where an unfinished") >= int(out) - 1
     assert files(Path(config.prepared)) == files(Path(reference))
     assert not Path(f"{config.prepared}.partial").exists()
 
@@ -362,14 +383,20 @@ def test_a_killed_command_takes_its_processes_along_and_goes_on(
     assert files(Path(config.prepared)) == files(tmp_path / "reference")
 
 
-def interrupted(config: DataConfig, monkeypatch: pytest.MonkeyPatch, after: int) -> list[str]:
+def interrupted(
+    config: DataConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+    by: BaseException | None = None,
+) -> list[str]:
     """Prepares, interrupted before a task; names of the tasks that ran."""
+    by = by or KeyboardInterrupt()
     ran: list[str] = []
     real = execution.complete
 
     def counting(task: execution.Task, staging: Path) -> None:
         if len(ran) == after:
-            raise KeyboardInterrupt
+            raise by
         ran.append(task.name)
         real(task, staging)
 
@@ -377,15 +404,16 @@ def interrupted(config: DataConfig, monkeypatch: pytest.MonkeyPatch, after: int)
         patch.setattr(execution, "complete", counting)
         try:
             quiet(config)
-        except KeyboardInterrupt:
+        except type(by):
             assert Path(f"{config.prepared}.partial").exists()
     return ran
 
 
+@pytest.mark.parametrize("by", [KeyboardInterrupt(), OSError(errno.EIO, "input/output error")])
 def test_an_interrupted_command_repeats_no_finished_task(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: BaseException
 ) -> None:
-    first = interrupted(config, monkeypatch, 5)
+    first = interrupted(config, monkeypatch, 5, by)
     assert len(first) == 5 and any(name.startswith("pack/") for name in first)
     trained = Path(f"{config.prepared}.partial") / "tokenizer" / "tokenizer.model"
     model = trained.read_bytes()
@@ -399,6 +427,38 @@ def test_an_interrupted_command_repeats_no_finished_task(
     assert files(Path(other.prepared)) == files(Path(config.prepared))
 
 
+def test_files_that_a_full_disk_cut_are_never_taken_for_whole(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = os.fsync, [0]
+
+    def full(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            # What the disk has no room for: the end of the file that is being written.
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                size = os.fstat(descriptor).st_size // 2
+                os.truncate(f"/proc/self/fd/{descriptor}", size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    failures = 0
+    while not Path(config.prepared).exists():
+        left[0] = 3 * failures
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            try:
+                quiet(config)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                failures += 1
+        assert failures < 60
+    assert failures > 5
+    undisturbed = dataclasses.replace(config, prepared=str(tmp_path / "undisturbed"))
+    quiet(undisturbed)
+    assert files(Path(config.prepared)) == files(Path(undisturbed.prepared))
+
+
 @pytest.mark.parametrize("change", ["settings", "text"])
 def test_leftovers_of_other_settings_or_text_are_removed(
     config: DataConfig, monkeypatch: pytest.MonkeyPatch, change: str
@@ -410,7 +470,7 @@ def test_leftovers_of_other_settings_or_text_are_removed(
         write_corpus(Path(config.corpus), {"fin_Latn": TEXTS["fin_Latn"] | {"new": "uusi " * 30}})
     said = Said()
     manifest = prepare(config, console=said.console)
-    assert "removing what a killed `xylem prepare` left: it had other text or" in said.text
+    assert "removing what an unfinished command left: it had other text or" in said.text
     assert manifest == Manifest.load(Path(config.prepared))
     trained = sum(not is_heldout(i, config) for i in TEXTS["fin_Latn"])
     more = change == "text" and not is_heldout("new", config)

@@ -424,15 +424,21 @@ FULL_DISK: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 
 @pytest.mark.parametrize("where", FULL_DISK)
-def test_a_full_disk_leaves_nothing(
-    config: DataConfig, monkeypatch: pytest.MonkeyPatch, where: str
+def test_a_full_disk_leaves_no_folder_and_the_same_command_makes_it_whole(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     with monkeypatch.context() as patch:
         FULL_DISK[where](patch)
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(OSError, match="No space left on device") as caught:
             quiet(config)
-    assert nothing_is_there(config)
-    quiet(config)
+    partial = f"{config.prepared}.partial"
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"{partial}: what is finished is kept: make room") and "\n" not in note
+    assert not Path(config.prepared).exists() and Path(partial).is_dir()
+    undisturbed = dataclasses.replace(config, prepared=str(tmp_path / "undisturbed"))
+    assert quiet(config) == quiet(undisturbed)
+    assert files(Path(config.prepared)) == files(Path(undisturbed.prepared))
+    assert not Path(partial).exists()
 
 
 def test_a_full_disk_keeps_the_folder_that_force_would_replace(
@@ -494,7 +500,7 @@ def test_what_a_killed_writer_left_is_never_taken_for_whole(config: DataConfig) 
         load_prepared(partial)
     said = Said()
     manifest = prepare(config, console=said.console)
-    assert f"{partial}: removing what a killed `xylem prepare` left" in said.text
+    assert f"{partial}: removing what an unfinished command left" in said.text
     assert not partial.exists()
     written = {s.path for s in all_shards(Path(config.prepared), manifest.languages)}
     there = {
@@ -523,7 +529,7 @@ def test_two_writers_at_once(config: DataConfig) -> None:
     partial.mkdir()
     with open(partial / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another `xylem prepare` is writing there: wait"):
+        with pytest.raises(DataError, match="another command is writing there: wait"):
             quiet(config)
     quiet(config)
 

@@ -87,6 +87,26 @@ def test_documents_that_count_several_times_are_sources_of_their_own(
     assert len(manifest.languages["fin_Latn"].sources) == 1
 
 
+def test_the_manifest_does_not_depend_on_which_document_stands_first(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    quiet(config)
+    own = TokenizerConfig(path=f"{config.prepared}/tokenizer")
+    config = dataclasses.replace(config, tokenizer=own, derived={"parallel": PAIRS})
+    config = with_copies(config, lambda k: 1 + k % 3, ".jsonl")
+    path = Path(config.corpus) / "eng_Latn.jsonl"
+    lines = path.read_text("utf-8").splitlines()
+    found = []
+    for first in range(3):  # counts once, twice, three times
+        path.write_text("\n".join([*lines[first:], *lines[:first]]), "utf-8")
+        manifest = quiet(dataclasses.replace(config, prepared=str(tmp_path / f"{first}")))
+        found.append(manifest.hash)
+    english, finnish = (manifest.languages[code].sources for code in ("eng_Latn", "fin_Latn"))
+    assert [s.name for s in english] == ["eng_Latn", "eng_Latn.x2", "eng_Latn.x3"]
+    assert [s.name for s in finnish] == ["fin_Latn", "parallel"]
+    assert found == found[:1] * 3
+
+
 def test_a_language_in_which_every_document_counts_twice(config: DataConfig) -> None:
     manifest = quiet(with_copies(config, lambda k: 2, ".jsonl"))
     assert [s.name for s in manifest.languages["eng_Latn"].sources] == ["eng_Latn.x2"]

@@ -16,9 +16,9 @@ from xylem.data.curation.quality import (
     QualityFilters,
     Words,
     check_languages,
-    config_file,
     thresholds_of,
 )
+from xylem.data.curation.setting_files import config_file
 
 CORPORA = Path(__file__).resolve().parents[3] / "shared" / "data" / "corpora"
 TEXT = (

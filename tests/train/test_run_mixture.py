@@ -1,5 +1,6 @@
 """A running mixture is edited from a later step on; what was read can be told at any step."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from xylem.data.manifest import Manifest
+from xylem.data.stream import first_ledger
 from xylem.data.token_line import TokenLine
 from xylem.train.compose import compose_config
 from xylem.train.errors import UserError
 from xylem.train.loop import pretrain
-from xylem.train.run_mixture import build_mixture, edit_mixture, read_ledger
+from xylem.train.run_mixture import (
+    build_mixture,
+    decided_ledger,
+    edit_mixture,
+    read_ledger,
+    write_ledger,
+)
 
 from ..conftest import Prepared, train_losses
 
@@ -112,6 +120,36 @@ def test_an_edit_starts_from_the_settings_in_force() -> None:
         {"max_epochs": 4.0, "families": {"a": 0.5}}, ["data.mixture.families.b=0.2"]
     )
     assert mixture.max_epochs == 4.0 and mixture.families == {"a": 0.5, "b": 0.2}
+
+
+def test_names_of_sources_may_hold_dots_and_at_signs() -> None:
+    given = ["data.mixture.sources.swh_Latn.x3=0.5", "data.mixture.sources.swh_Latn@books=.25"]
+    assert build_mixture({}, given).sources == {"swh_Latn.x3": 0.5, "swh_Latn@books": 0.25}
+    composed = compose_config([*given, "data.mixture.max_epochs=.inf"]).data.mixture
+    assert composed.sources == {"swh_Latn.x3": 0.5, "swh_Latn@books": 0.25}
+    assert composed.max_epochs == float("inf")
+
+
+def test_an_untrained_run_decides_its_mixture_anew(prepared: Prepared, tmp_path: Path) -> None:
+    first = compose_config(settings(prepared, tmp_path, "run.steps=4"))
+    manifest = Manifest.load(prepared.folder)
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    stale = first_ledger(first.data, dataclasses.replace(manifest, seed=9), 4)
+    write_ledger(folder, stale)
+    assert decided_ledger(folder) is None
+    pretrain(first)
+    assert read_ledger(folder) == first_ledger(first.data, manifest, 4)
+
+
+def test_a_cap_that_was_decided_for_fewer_steps_is_told(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cap = "data.mixture.max_epochs=5"
+    pretrain(compose_config(settings(prepared, tmp_path, cap, "run.steps=2")))
+    assert "was decided for" not in capsys.readouterr().out
+    pretrain(compose_config(settings(prepared, tmp_path, cap, "run.steps=3")))
+    assert "max_epochs was decided for 2 steps, and run.steps=3" in capsys.readouterr().out
 
 
 def test_seen_and_documents_are_told_by_the_command_line(run: Path, xylem) -> None:
