@@ -135,8 +135,8 @@ def train_corpus_tokenizer(
 ) -> Tokenizer:
     """Trains the tokenizer that `prepare` would train, and writes only that.
 
-    Works in `<folder>.sample.partial`, where a killed command's successor goes on. Raises DataError,
-    OSError (a full disk), ProcessDied.
+    Works in `<folder>.sample.partial`, where the same command goes on after a kill. Raises
+    DataError, OSError (a full disk), ProcessDied.
     """
     console = Console(stderr=True) if console is None else console
     check_config(config)

@@ -125,8 +125,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     if is_run:
         wanted = arguments.step if arguments.seen is None else arguments.seen
         near = nearest_state(Path(first), wanted)
-        if near:
-            stream.order.restore(near.stream)
+        if near and near.ledger.before(near.step) == mixture.before(near.step):
+            stream.order.restore(near.stream)  # only nearer: the counts are the same
     if arguments.document is not None:
         if arguments.seen is None:
             raise UserError("--document=ID tells how often it was read by a step: give --seen=STEP")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xylem.data.ledger import Ledger, temperature_entry
+from xylem.data.ledger import SHARE_TOTAL, Ledger, LedgerEntry, integer_shares
 from xylem.model.config import LayerPlan, ModelConfig
 from xylem.model.decoder import Decoder, build_decoder, parameter_family
 from xylem.model.routers import FamilySegment
@@ -51,11 +51,12 @@ def stepped(decoder: Decoder) -> Optimizers:
 
 
 def state(step: int) -> RunState:
-    entry = temperature_entry(
-        {"alpha": {"a": 5}, "beta": {"b": 7}},
+    entry = LedgerEntry(
+        from_step=0,
         slots=2,
-        family_temperature=1.0,
-        language_temperature=1.0,
+        families=integer_shares({"alpha": 5, "beta": 7}),
+        languages={"alpha": {"a": SHARE_TOTAL}, "beta": {"b": SHARE_TOTAL}},
+        sources={"a": {"a": SHARE_TOTAL}, "b": {"b": SHARE_TOTAL}},
         manifest_hash="m",
     )
     ledger = Ledger(seed=0, sequence_length=4, slot_sequences=1, entries=(entry,))
