@@ -49,7 +49,7 @@ class TokenizerConfig:
 class DataConfig:
     """From a folder of text to the global batch of a step."""
 
-    corpus: str
+    corpus: str = ""
     """Folder of raw text: a file or folder a language, named by its code (`swh_Latn.jsonl.gz`)."""
     prepared: str
     """Folder that `xylem prepare` writes: tokenizer, shards, manifest."""

@@ -103,8 +103,9 @@ class Ledger:
         last = self.entries[-1].from_step
         if entry.from_step <= last:
             raise DataError(
-                f"a mixture from step {entry.from_step} comes before the last decision (from step "
-                f"{last}): entries are appended in order; choose a step after {last}"
+                f"a mixture from step {entry.from_step} comes not after the last decision (from "
+                f"step {last}): choose a step after {last}, or forget what was decided for this "
+                "step and later ones with --drop-later"
             )
         return dataclasses.replace(self, entries=(*self.entries, entry))
 
@@ -145,9 +146,10 @@ def ledger_from_json(text: str) -> Ledger:
         entries = tuple(_entry(entry) for entry in fields.pop("entries"))
         return Ledger(entries=entries, **fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
+        name = str(error).rpartition(" ")[2]
         raise DataError(
-            f"this ledger has fields that this Xylem does not know or lacks ({error}): resume with "
-            "the version that wrote it"
+            f"this ledger has a field that this Xylem does not know, or lacks one ({name}): resume "
+            "with the version that wrote it"
         ) from None
 
 

@@ -33,7 +33,7 @@ class Seen:
 
 
 def seen(order: Order, manifest: Manifest, step: int) -> list[Seen]:
-    """What the steps before `step` read, of every source.
+    """What the steps before `step` read, of every source that the ledger knows.
 
     Raises:
         DataError: a step below 0.
@@ -41,8 +41,11 @@ def seen(order: Order, manifest: Manifest, step: int) -> list[Seen]:
     check_step(step)
     T = order.ledger.sequence_length
     cursors = order.cursors(step)
+    known = {name for e in order.ledger.entries for of in e.sources.values() for name in of}
     rows = []
     for name, source in sorted(manifest.sources.items()):
+        if name not in known:
+            continue
         tokens = cursors.get(name, 0) * T
         epoch, index = order.position_of(step, name) if order.epoch_length[name] else (0, 0)
         rows.append(

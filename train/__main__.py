@@ -104,9 +104,9 @@ def inspect(arguments: argparse.Namespace) -> None:
     from ..data.seen import document_seen, print_document, print_seen, seen
     from ..data.storage import open_storage
     from ..data.stream import Stream, first_ledger
-    from .checkpoint import nearest_state
+    from .checkpoint import latest_checkpoint, nearest_state, read_state
     from .compose import compose_config
-    from .console import OUT
+    from .console import OUT, say
     from .run_folder import read_config
     from .run_mixture import read_ledger
 
@@ -133,6 +133,9 @@ def inspect(arguments: argparse.Namespace) -> None:
         found = document_seen(stream, arguments.seen, arguments.document)
         print_document(OUT, arguments.seen, arguments.document, found)
     elif arguments.seen is not None:
+        newest = latest_checkpoint(Path(first)) if is_run else None
+        if newest and arguments.seen > read_state(newest).step:
+            say(f"{first} is at step {read_state(newest).step}: this is what will have been read")
         print_seen(OUT, arguments.seen, seen(stream.order, manifest, arguments.seen))
     if arguments.seen is not None:
         stream.close()
@@ -267,9 +270,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's arguments; settings may stand before and after options."""
+    grammar = parser()
+    arguments, left = grammar.parse_known_args(argv)
+    settings = [word for word in left if "=" in word and not word.startswith("-")]
+    if len(settings) < len(left) or (left and not hasattr(arguments, "settings")):
+        grammar.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.settings = [*arguments.settings, *settings]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a verb and ends the process with its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ.setdefault(variable, "1")
     try:

@@ -80,18 +80,22 @@ def open_folder(config: RunConfig) -> Path:
     return folder
 
 
+class RunIsTraining(UserError):
+    """Another process holds the run folder."""
+
+
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Holds a run folder for one writer.
 
     Raises:
-        UserError: another process trains this run.
+        RunIsTraining: another process trains this run.
     """
     with (folder / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise RunIsTraining(
                 f"{folder}: another process trains this run; wait for it, or give this one "
                 "another run.name"
             ) from None

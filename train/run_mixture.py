@@ -6,7 +6,8 @@ yet. The next start of the run reads it; every checkpoint holds what it was made
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .compose import named_share
 from .config import RunConfig
 from .console import say
 from .errors import UserError
-from .run_folder import read_config, run_folder, run_lock
+from .run_folder import RunIsTraining, read_config, run_folder, run_lock
 
 LEDGER_NAME = "ledger.json"
 _PREFIX = "data.mixture."
@@ -100,6 +101,19 @@ def run_ledger(config: RunConfig, manifest: Manifest, state: RunState | None) ->
     return written
 
 
+@contextmanager
+def edit_lock(folder: Path) -> Iterator[None]:
+    """Holds a run folder for an edit; raises UserError while the run is training."""
+    try:
+        with run_lock(folder):
+            yield
+    except RunIsTraining:
+        raise UserError(
+            f"{folder} is training, and its processes hold the ledger: leave it with `touch "
+            f"{folder}/triggers/exit`, edit, and start it again"
+        ) from None
+
+
 def decided_ledger(folder: Path) -> Ledger | None:
     """A run's ledger where it counts: the run was trained, or edited; else it is decided anew."""
     written = read_ledger(folder)
@@ -135,7 +149,8 @@ def edit_mixture(
 
     Args:
         folder: the run folder.
-        settings: `data.mixture.KEY=VALUE`, on top of those in force at that step.
+        settings: `data.mixture.KEY=VALUE`, on top of those in force at that step; and
+            `run.steps=N` where the run will be longer than its config says.
         from_step: first step of the new mixture; None takes the checkpoint's.
         quarantine, release: shards, by their path in the prepared folder.
         new_sources: decide over the manifest as it is now, not as it was at the last decision.
@@ -145,15 +160,21 @@ def edit_mixture(
         UserError, DataError: the run is training, the step has run, a name is unknown, ….
     """
     config = read_config(folder)
-    with run_lock(folder):
+    ends = [s.partition("=")[2] for s in settings if s.startswith("run.steps=")]
+    settings = [s for s in settings if not s.startswith("run.steps=")]
+    if ends and not ends[-1].isdigit():
+        raise UserError(f"run.steps={ends[-1]} must be a whole number")
+    steps = int(ends[-1]) if ends else config.run.steps
+    with edit_lock(folder):
         ledger = show_ledger(folder)
         checkpoint = latest_checkpoint(folder)
         state = read_state(checkpoint) if checkpoint else None
         now = state.step if state else 0
         step = now if from_step is None else from_step
-        if step >= config.run.steps:
+        if step >= steps:
             raise UserError(
-                f"--from={step} is not before the run's end, run.steps={config.run.steps}"
+                f"--from={step} is not before the run's end, run.steps={steps}: give run.steps=N "
+                "here too if the run is to be longer"
             )
         if drop_later and step >= now:
             kept = tuple(e for e in ledger.entries if e.from_step < step or not e.from_step)
@@ -162,12 +183,27 @@ def edit_mixture(
         manifest = Manifest.load(prepared)
         order = build_order(ledger, manifest)
         decided_over = ledger.at(step).manifest_hash
+        if new_sources and decided_over == manifest.hash:
+            raise UserError(
+                f"--new-sources: {config.data.prepared} holds nothing that the mixture of step "
+                f"{step} does not know; add text with `xylem prepare --extend NAME`"
+            )
         if not new_sources and decided_over != manifest.hash:
             manifest = load_parent(prepared, decided_over)
         if state:
             order.restore(state.stream)
         entry = next_entry(
-            config, ledger, manifest, order, prepared, settings, step, quarantine, release, reason
+            config,
+            ledger,
+            manifest,
+            order,
+            prepared,
+            settings,
+            steps,
+            step,
+            quarantine,
+            release,
+            reason,
         )
         if step == 0 and len(ledger.entries) == 1 and not now:
             edited = dataclasses.replace(ledger, entries=(entry,))
@@ -185,6 +221,7 @@ def next_entry(
     order: Order,
     storage: Storage,
     settings: Sequence[str],
+    steps: int,
     step: int,
     quarantine: Sequence[str],
     release: Sequence[str],
@@ -208,8 +245,8 @@ def next_entry(
         manifest,
         Horizon(
             from_step=step,
-            until_step=config.run.steps,
-            last_step=config.run.steps,
+            until_step=steps,
+            last_step=steps,
             read=order.cursors(step) if mixture.max_epochs is not None else {},
         ),
         slots=last.slots,

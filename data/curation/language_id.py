@@ -100,7 +100,7 @@ def load_identifier(config: LanguageIdConfig) -> LanguageIdentifier:
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         what = " ".join(str(error).replace(str(path), "").split()) or type(error).__name__
         raise DataError(
-            f"{path}: no fastText model ({what}): name one in curation.language_id.model, or "
+            f"{path}: no fastText model ({what}): name one in data.curation.language_id.model, or "
             "leave it empty for the model that comes with the extra"
         ) from None
     labels = [
@@ -129,7 +129,7 @@ def model_path(config: LanguageIdConfig) -> Path:
         path = Path(config.model)
         if not path.is_file():
             raise DataError(
-                f"{path}: no such file: set curation.language_id.model to a fastText model "
+                f"{path}: no such file: set data.curation.language_id.model to a fastText model "
                 "(GlotLID's model.bin), or leave it empty for the one that comes with the extra"
             )
         return path

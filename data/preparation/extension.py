@@ -93,6 +93,7 @@ def extend_prepared(config: DataConfig, name: str, console: Console) -> Manifest
         discard_leftover(folder, notice)
         notice(f"{folder}: extended by {name} before from this text: nothing to do")
         return base
+    _check_other(folder, base, name, before)
     codes = corpus.files if corpus else discover(Path(config.corpus), config.languages)
     family_of = _families(folder, base, name, codes, config)
     plan = {
@@ -144,6 +145,19 @@ def _check_same(
             f"--extend {name}: {folder} was extended by {name} before, but {'; '.join(changes)}: "
             "choose another name"
         )
+
+
+def _check_other(folder: Path, base: Manifest, name: str, before: Mapping[str, Any]) -> None:
+    """Raises DataError where the same files are in the folder under another name."""
+    made_from = {"the folder's first text": folder / FINGERPRINT_NAME}
+    for each in base.settings.get(_SETS, {}):
+        made_from[each] = folder / SETS_FOLDER / each / FINGERPRINT_NAME
+    for each, path in made_from.items():
+        if read_fingerprint(path) == before:
+            raise DataError(
+                f"--extend {name}: these files are in {folder} already, as {each}: its sequences "
+                "would be read twice; add other text, or give that source a larger share"
+            )
 
 
 def _families(

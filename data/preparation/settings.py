@@ -38,6 +38,8 @@ _CURATION_FILES = "curation_files"
 
 def check_config(config: DataConfig) -> None:
     """Checks what can be judged before anything is read; raises DataError."""
+    if not config.corpus:
+        raise DataError("data.corpus is not set: name the folder of raw text, data.corpus=FOLDER")
     if config.tokenizer.path is None:
         check_settings(config.tokenizer)
     if "://" in config.prepared:

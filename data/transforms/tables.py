@@ -37,6 +37,6 @@ def read_rows(path: str, columns: str) -> Iterator[tuple[int, list[str]]]:
 def file_sha256(path: str) -> str:
     """The sha256 of a file's bytes as they are stored; raises DataError."""
     if not Path(path).is_file():
-        raise DataError(f"{path}: no such file: it was there when the settings were checked")
+        raise DataError(f"{path}: no such file: write its path into data.derived")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

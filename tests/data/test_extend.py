@@ -134,7 +134,11 @@ def test_extensions_in_a_row_hold_all_that_was_before(
 ) -> None:
     base = Manifest.load(Path(more.prepared))
     books = quiet(more, extend="books")
-    news = quiet(more, extend="news")
+    other = {
+        code: {f"n/{i}": f"{t} !" for i, t in enumerate(d.values())} for code, d in MORE.items()
+    }
+    corpus = str(write_corpus(tmp_path / "other", other))
+    news = quiet(dataclasses.replace(more, corpus=corpus), extend="news")
     assert news.parents == (base.hash, books.hash)
     assert [load_parent(Path(more.prepared), h) for h in news.parents] == [base, books]
     assert [s.name for s in news.languages["est_Latn"].sources] == ["est_Latn", "est_Latn@news"]
@@ -435,3 +439,9 @@ def test_a_shard_that_is_damaged_while_it_is_added(
     with pytest.raises(DamagedShard, match="est_Latn"):
         quiet(more, extend="books")
     assert files(Path(more.prepared)) == before
+
+
+def test_the_same_files_are_refused_under_another_name(more: DataConfig) -> None:
+    quiet(more, extend="books")
+    with pytest.raises(DataError, match="--extend again: these files are in .* already, as books"):
+        quiet(more, extend="again")

@@ -223,7 +223,7 @@ def test_an_edit_of_the_past_is_refused() -> None:
     with pytest.raises(DataError, match="would edit the past: the run is at step 30"):
         ledger().edit(entry(from_step=20), current_step=30)
     twice = ledger().edit(entry(from_step=50), current_step=0)
-    with pytest.raises(DataError, match="comes before the last decision"):
+    with pytest.raises(DataError, match="comes not after the last decision"):
         twice.edit(entry(from_step=40), current_step=0)
 
 

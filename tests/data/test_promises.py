@@ -238,7 +238,7 @@ def test_promise_3_an_edit_of_the_past_is_refused(world: World) -> None:
     with pytest.raises(DataError, match="would edit the past: the run is at step 30"):
         edit(world, first(world), 20, MixtureConfig(), now=30)
     edited = edit(world, first(world), 50, MixtureConfig(), now=30)
-    with pytest.raises(DataError, match="comes before the last decision"):
+    with pytest.raises(DataError, match="comes not after the last decision"):
         edit(world, edited, 50, MixtureConfig(), now=30)
     state = build_order(first(world), world.manifest).state(20)
     past = dataclasses.replace(

@@ -56,7 +56,7 @@ def test_the_dense_control_has_equal_active_parameters() -> None:
         (["model=huge"], "configs/model/ has no huge.yaml"),
         (["optim.lr=1"], "did you mean 'optim.learning_rate'"),
         (["steps"], "'steps' is no setting: write key=value"),
-        (["data=default"], "not set: data.corpus, data.prepared; give it"),
+        (["data=default"], "not set: data.prepared; give it"),
         (["run.steps=0"], "run.steps=0 must be at least 1"),
         (["run.name=a/b"], "must be a plain folder name"),
         (["run.name=.."], "must be a plain folder name"),

@@ -13,15 +13,17 @@ from xylem.data.token_line import TokenLine
 from xylem.train.compose import compose_config
 from xylem.train.errors import UserError
 from xylem.train.loop import pretrain
+from xylem.train.run_folder import run_lock
 from xylem.train.run_mixture import (
     build_mixture,
     decided_ledger,
     edit_mixture,
     read_ledger,
+    source_shares,
     write_ledger,
 )
 
-from ..conftest import Prepared, train_losses
+from ..conftest import Prepared, train_losses, write_corpus
 
 
 def settings(prepared: Prepared, root: Path, *more: str) -> list[str]:
@@ -120,6 +122,34 @@ def test_an_edit_starts_from_the_settings_in_force() -> None:
         {"max_epochs": 4.0, "families": {"a": 0.5}}, ["data.mixture.families.b=0.2"]
     )
     assert mixture.max_epochs == 4.0 and mixture.families == {"a": 0.5, "b": 0.2}
+
+
+def test_a_run_goes_on_over_an_extended_folder_and_reads_what_is_new_when_told(
+    prepared: Prepared, tmp_path: Path, xylem
+) -> None:
+    folder = shutil.copytree(prepared.folder, tmp_path / "shards")
+    more = write_corpus(tmp_path / "more", seed=1)
+    given = settings(prepared, tmp_path, f"data.prepared={folder}")
+    pretrain(compose_config([*given, "run.steps=2"]))
+    run = tmp_path / "mixed"
+    told = xylem("mixture", str(run), "--new-sources", "run.steps=6")
+    assert told.returncode == 2 and "holds nothing that the mixture" in told.stderr
+    told = xylem("prepare", *given, f"data.corpus={more}", "--extend", "books")
+    assert told.returncode == 0, told.stderr
+    pretrain(compose_config([*given, "run.steps=4"]))
+    assert not any("@books" in name for name in source_shares(read_ledger(run).entries[-1]))
+    told = xylem("mixture", str(run), "--new-sources", "run.steps=6", "--reason", "more text")
+    assert told.returncode == 0, told.stderr
+    assert "deu_Latn@books" in source_shares(read_ledger(run).entries[-1])
+    pretrain(compose_config([*given, "run.steps=40"]))
+    read = json.loads((run / "checkpoints" / "step-40" / "state.json").read_text())["stream"]
+    assert read["cursors"]["deu_Latn@books"] > 0
+    # The settings may stand after the options too, and an edit of a run under way says how.
+    told = xylem("mixture", str(run), "--from", "41", "data.mixture.max_epochs=900", "run.steps=50")
+    assert told.returncode == 0, told.stderr
+    with run_lock(run):
+        told = xylem("mixture", str(run), "--from", "42", "data.mixture.max_epochs=900")
+    assert told.returncode == 2 and "triggers/exit" in told.stderr
 
 
 def test_names_of_sources_may_hold_dots_and_at_signs() -> None:
