@@ -115,8 +115,13 @@ class Ledger:
         return dataclasses.replace(self, entries=entries)
 
     def to_json(self) -> str:
-        """Canonical text: equal ledgers, equal bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Canonical text: equal ledgers, equal bytes.
+
+        What an entry leaves at its default is left out, so that a field that a later Xylem adds
+        changes no hash.
+        """
+        fields = asdict(self) | {"entries": [_told(entry) for entry in self.entries]}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @property
     def hash(self) -> str:
@@ -153,10 +158,22 @@ def ledger_from_json(text: str) -> Ledger:
         ) from None
 
 
+def _told(entry: LedgerEntry) -> dict[str, Any]:
+    """An entry's fields, without those at their defaults."""
+    told: dict[str, Any] = {}
+    for each in dataclasses.fields(entry):
+        value = getattr(entry, each.name)
+        made = each.default_factory
+        default = each.default if made is dataclasses.MISSING else made()
+        if default is dataclasses.MISSING or value != default:
+            told[each.name] = value
+    return told
+
+
 def _entry(fields: dict[str, Any]) -> LedgerEntry:
     quarantine = {
         source: {shard: (int(first), int(stop)) for shard, (first, stop) in shards.items()}
-        for source, shards in fields.pop("quarantine").items()
+        for source, shards in fields.pop("quarantine", {}).items()
     }
     return LedgerEntry(quarantine=quarantine, **fields)
 

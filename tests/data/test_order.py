@@ -239,6 +239,16 @@ def test_ledger_survives_json_and_refuses_another_order_version() -> None:
         ledger_from_json(text.replace('"order_version":2', '"order_version":99'))
 
 
+def test_a_field_at_its_default_is_not_in_the_ledgers_text() -> None:
+    told = json.loads(ledger().to_json())["entries"][0]
+    assert set(told) == {
+        "from_step", "slots", "families", "languages", "sources", "manifest_hash"
+    }  # fmt: skip
+    edited = ledger(replace(entry(), reason="why", edited=True))
+    assert {"reason", "edited"} < set(json.loads(edited.to_json())["entries"][0])
+    assert ledger_from_json(edited.to_json()) == edited
+
+
 def test_integer_shares_sum_and_leave_nobody_out() -> None:
     shares = integer_shares({"big": 1.0, "rare": 1e-12})
     assert sum(shares.values()) == SHARE_TOTAL and shares["rare"] == 1
