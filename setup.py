@@ -47,6 +47,7 @@ EXTRAS = {
         "orjson>=3.10",
         "warcio>=1.7",
         "trafilatura>=2",
+        "lxml_html_clean>=0.4",  # trafilatura's, by an extra of lxml that older pips do not find
     ],
     "transforms": ["uroman>=1.3.1", "pyahocorasick>=2.2"],
     "s3": ["s3fs>=2026.1"],

@@ -201,6 +201,8 @@ def test_edited_evaluation_set_is_a_difference_to_extend(
     config: DataConfig, tmp_path: Path
 ) -> None:
     quiet(config)
+    more = {code: {f"more-{i}": text for i, text in of.items()} for code, of in TEXTS.items()}
+    config = replace(config, corpus=str(write_corpus(tmp_path / "more", more)))
     prepare(config, extend="more", console=Said().console)
     told_of_the_evaluation_set(
         tmp_path, lambda said: prepare(config, extend="more", console=said.console)
