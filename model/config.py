@@ -4,11 +4,16 @@ A layer plan is a list of entries; each stands for `repeat` equal layers, so tha
 (experts early and late, trunk alone in the middle) takes three lines of YAML.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .attention import BACKENDS
 from .errors import ModelError
+
+RouterName = Literal["family", "prior", "topk", "hybrid", "hybrid_published", "domain"]
+BALANCED = ("prior", "topk")
+"""Routers whose experts can be balanced; the others' choices are given from outside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +26,115 @@ class LayerPlan:
     """Hidden units of the trunk's SwiGLU."""
     expert_width: int = 0
     """Hidden units of each family's SwiGLU; 0 leaves the layer to the trunk."""
-    router: Literal["family"] = "family"
-    """Which router decides about this layer's experts."""
+    router: RouterName = "family"
+    """Which router decides about this layer's experts (docs/ROUTING.md)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingConfig:
+    """How routers choose, how their load is balanced, and what regularises them.
+
+    Experts, choices and balance are those of the token routers, which is every one but `family`.
+    """
+
+    top_k: int = 2
+    """Experts a token uses, K."""
+    experts_per_family: int = 2
+    """Experts of a family that `family_experts` does not name."""
+    family_experts: dict[str, int] = field(default_factory=dict)
+    """Experts of single families: groups may be of unequal size."""
+    shared_experts: int = 0
+    """Experts that belong to no family and are open to all."""
+    normalised: bool = True
+    """Whether a token's weights sum to 1 (softmax over the chosen logits), or are their softmax
+    over all experts. `hybrid` and `domain` keep their publications' rule, the latter."""
+    prior_strength: float = 1.0
+    """beta: how much the language prior moves the logits (prior); 0 is `topk`."""
+    prior_smoothing: float = 0.01
+    """Share of a tag's probability that is spread over all families (prior)."""
+    tag_dropout: float = 0.1
+    """Share of training sequences whose tag is hidden, so that the head's guess is used (prior)."""
+    family_head_loss: float = 0.01
+    """Weight of the cross-entropy that trains the head to name the family (prior)."""
+    domain_rows: str | None = None
+    """safetensors file of family -> embedding [D], the router's first rows (domain)."""
+    balance: Literal["none", "bias", "quantile"] = "none"
+    """How loads are moved to their target without a loss (prior, topk)."""
+    balance_target: Literal["mixture", "uniform"] = "mixture"
+    """`mixture`: uniform inside a family, in proportion to its tokens between families."""
+    bias_rate: float = 1e-3
+    """Step of the selection bias (bias)."""
+    quantile_decay: float = 0.9
+    """Moving average of the thresholds over steps (quantile)."""
+    sequence_loss: float = 0.0
+    """Weight of the balance loss within sequences."""
+    global_loss: float = 0.0
+    """Weight of the balance loss over the global batch."""
+    z_loss: float = 0.0
+    """Weight of the mean squared log-partition of the router's logits."""
+    expert_masking: float = 0.0
+    """EOM: share of (token, expert) outputs that are left out in training."""
+    output_masking: float = 0.0
+    """FOM: share of tokens whose experts' sum is left out in training."""
+    gate: bool = False
+    """CMR: each token weighs the trunk against its experts; y = (1-g) trunk + g experts."""
+    gate_budget: float = 0.8
+    """Share of a family's tokens that should go to its experts (gate)."""
+    family_budgets: dict[str, float] = field(default_factory=dict)
+    """Budgets of single families (gate)."""
+    gate_loss: float = 0.1
+    """Weight of the distance to the budget (gate)."""
+    gate_dropout: float = 0.0
+    """Share of gates that are shut in training (gate)."""
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "experts_per_family"):
+            _at_least(f"model.routing.{name}", getattr(self, name), 1)
+        for name in (
+            "shared_experts", "prior_strength", "family_head_loss", "bias_rate", "sequence_loss",
+            "global_loss", "z_loss", "gate_loss",
+        ):  # fmt: skip
+            _at_least(f"model.routing.{name}", getattr(self, name), 0)
+        shares = {f"family_budgets.{name}": budget for name, budget in self.family_budgets.items()}
+        for name in (
+            "prior_smoothing", "tag_dropout", "quantile_decay", "expert_masking",
+            "output_masking", "gate_budget", "gate_dropout",
+        ):  # fmt: skip
+            shares[name] = getattr(self, name)
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ModelError(f"model.routing.{name}={share} must be a share between 0 and 1")
+        for name, count in self.family_experts.items():
+            _at_least(f"model.routing.family_experts.{name}", count, 1)
+
+    def group_sizes(self, families: Sequence[str]) -> tuple[int, ...]:
+        """Experts of each family, in their order, and last the shared ones.
+
+        Raises:
+            ModelError: a family is named that the model does not have, or there are fewer experts
+                than a token uses.
+        """
+        for key, named in (
+            ("family_experts", self.family_experts), ("family_budgets", self.family_budgets)
+        ):  # fmt: skip
+            if unknown := sorted(named.keys() - set(families)):
+                raise ModelError(
+                    f"model.routing.{key} names {unknown[0]}, which is no family of this model; "
+                    f"it has {', '.join(families)}"
+                )
+        sizes = [self.family_experts.get(name, self.experts_per_family) for name in families]
+        sizes.append(self.shared_experts)
+        if sum(sizes) < self.top_k:
+            raise ModelError(
+                f"model.routing.top_k={self.top_k} is more than the {sum(sizes)} experts of a "
+                "layer: lower it, or raise experts_per_family or shared_experts"
+            )
+        return tuple(sizes)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ModelError(f"{name}={value} must be at least {least}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +153,8 @@ class ModelConfig:
     """Dimension of a head, K; even, for rotary embeddings."""
     layer_plan: tuple[LayerPlan, ...]
     """The layers from the first to the last."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    """How tokens find their experts."""
     rope_theta: float = 10_000.0
     """Base of the rotary embedding."""
     norm_eps: float = 1e-6
@@ -72,6 +186,13 @@ class ModelConfig:
                     f"{entry.trunk_width}, expert_width={entry.expert_width}: repeat and "
                     "trunk_width must be at least 1, expert_width at least 0"
                 )
+            if entry.router != "family" and not entry.expert_width:
+                raise ModelError(
+                    f"model.layer_plan[{i}] has router={entry.router} and expert_width=0: a layer "
+                    "without experts has nothing to route; give it a width, or leave the router out"
+                )
+        routers: set[str] = {layer.router for layer in self.layer_plan if layer.expert_width}
+        self._check_effect(routers)
         if self.attention not in ("auto", *BACKENDS):
             raise ModelError(
                 f"model.attention={self.attention!r}: known are auto, {', '.join(BACKENDS)}"
@@ -81,3 +202,33 @@ class ModelConfig:
     def layers(self) -> tuple[LayerPlan, ...]:
         """The plan written out, one entry a layer."""
         return tuple(entry for entry in self.layer_plan for _ in range(entry.repeat))
+
+    @property
+    def routes_tokens(self) -> bool:
+        """Whether some layer's experts are chosen token by token."""
+        return any(layer.router != "family" for layer in self.layer_plan)
+
+    def _check_effect(self, routers: set[str]) -> None:
+        """A setting without effect is a mistake."""
+        plain, routing = RoutingConfig(), self.routing
+        for needs, names in (
+            (("prior",), ("prior_strength", "prior_smoothing", "tag_dropout", "family_head_loss")),
+            (("domain",), ("domain_rows",)),
+            (BALANCED, ("balance", "balance_target", "bias_rate", "quantile_decay")),
+            (BALANCED, ("normalised",)),
+            (
+                ("prior", "topk", "hybrid", "hybrid_published", "domain"),
+                ("top_k", "experts_per_family", "family_experts", "shared_experts",
+                 "sequence_loss", "global_loss", "z_loss"),
+            ),
+            (
+                ("family", "prior", "topk", "hybrid", "hybrid_published", "domain"),
+                ("expert_masking", "output_masking", "gate"),
+            ),
+        ):  # fmt: skip
+            for name in names:
+                if getattr(routing, name) != getattr(plain, name) and not routers & set(needs):
+                    raise ModelError(
+                        f"model.routing.{name}={getattr(routing, name)} has no effect: no layer of "
+                        f"the plan with experts has router {' or '.join(needs)}"
+                    )

@@ -1,17 +1,24 @@
-"""The feed-forward block: the trunk's SwiGLU, and beside it one SwiGLU a family.
+"""The feed-forward block: the trunk's SwiGLU, and beside it the experts that the router chose.
 
 y = trunk(x) + sum over the router's choices of weight * expert(x). Two SwiGLU in parallel are one
 SwiGLU with concatenated hidden units, which is what makes the dense export exact (docs/EXPORT.md).
-Shapes: B sequences, T positions, D model, F hidden units. Read next: `routers.py`.
+In training, expert and output masking and the conditional gate may regularise the experts' part.
+Shapes: B sequences, T positions, N = B T tokens, D model, F hidden units, K experts a token.
+Read next: `routers.py`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .routers import FamilyRouter, FamilySegment
+from .config import LayerPlan, RoutingConfig
+from .experts import ExpertGroup, routed_swiglu
+from .noise import uniform
+from .routers import FamilyRouter, RoutingContext, RoutingStatistics, TokenRouter
 
 
 class SwiGLU(nn.Module):
@@ -28,28 +35,140 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate_BTF) * up_BTF)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForwardExtras:
+    """What a layer's experts leave beside their output."""
+
+    auxiliary: Tensor | None = None
+    """Losses of the router and the gate, times their weights, summed over tokens; scalar."""
+    statistics: RoutingStatistics | None = None
+    """What the token router did."""
+    gate_B: Tensor | None = None
+    """Sum of the conditional gate over each row's tokens, without gradient."""
+
+
 class FeedForward(nn.Module):
-    """A layer's trunk and its family experts; without expert width, the trunk alone."""
+    """A layer's trunk and its experts; without expert width, the trunk alone."""
 
     def __init__(
-        self, hidden_size: int, trunk_width: int, expert_width: int, families: Sequence[str]
-    ) -> None:
+        self, hidden_size: int, plan: LayerPlan, families: Sequence[str], routing: RoutingConfig,
+        purpose: str,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            purpose: a name that no other layer has, for its random numbers.
+        """
         super().__init__()
-        self.trunk = SwiGLU(hidden_size, trunk_width)
-        hosted = families if expert_width else ()
-        self.experts = nn.ModuleDict({name: SwiGLU(hidden_size, expert_width) for name in hosted})
-        self.router = FamilyRouter(families)
+        self.routing, self.purpose, self.families = routing, purpose, tuple(families)
+        self.trunk = SwiGLU(hidden_size, plan.trunk_width)
+        self.router: FamilyRouter | TokenRouter | None = None
+        self.shared_experts: ExpertGroup | None = None
+        experts: dict[str, nn.Module] = {}
+        width = plan.expert_width
+        if width and plan.router == "family":
+            self.router = FamilyRouter(families)
+            experts = {name: SwiGLU(hidden_size, width) for name in families}
+        elif width:
+            self.router = TokenRouter(hidden_size, families, plan.router, routing)
+            sizes = routing.group_sizes(families)
+            for name, size in zip(families, sizes[:-1], strict=True):
+                experts[name] = ExpertGroup(size, hidden_size, width)
+            if sizes[-1]:
+                self.shared_experts = ExpertGroup(sizes[-1], hidden_size, width)
+        self.experts = nn.ModuleDict(experts)
+        self.gate = nn.Linear(hidden_size, 1, bias=False) if routing.gate and self.router else None
+        if self.gate is not None:
+            self.register_buffer("budget_pull_F", torch.zeros(len(self.families)))
 
-    def forward(self, x_BTD: Tensor, segments: Sequence[FamilySegment]) -> Tensor:
-        """[B, T, D] to [B, T, D]; `segments` says which rows belong to which family."""
+    budget_pull_F: Tensor
+
+    def forward(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, FeedForwardExtras]:
+        """[B, T, D] to [B, T, D], and what the experts leave beside it."""
         y_BTD = self.trunk(x_BTD)
-        if not self.experts:
-            return y_BTD
+        if self.router is None:
+            return y_BTD, FeedForwardExtras()
+        auxiliary = statistics = None
+        if isinstance(self.router, TokenRouter):
+            choice = self.router(x_BTD, context)
+            routed_BTD = routed_swiglu(
+                x_BTD.flatten(0, 1), choice.experts_NK,
+                self._masked(choice.weights_NK, context), self._groups(),
+            ).view_as(x_BTD)  # fmt: skip
+            auxiliary, statistics = choice.auxiliary, choice.statistics
+        else:
+            routed_BTD = self._family_experts(self.router, x_BTD, context)
+        routed_BTD = self._output_masked(routed_BTD, context)
+        if self.gate is None:
+            return y_BTD + routed_BTD, FeedForwardExtras(auxiliary=auxiliary, statistics=statistics)
+        gate_BT, budget = self._gate(x_BTD, context)
+        auxiliary = budget if auxiliary is None else auxiliary + budget
+        gate_BT1 = gate_BT[..., None].to(y_BTD.dtype)
+        return y_BTD + gate_BT1 * (routed_BTD - y_BTD), FeedForwardExtras(
+            auxiliary=auxiliary, statistics=statistics, gate_B=gate_BT.detach().sum(1)
+        )
+
+    def _groups(self) -> list[ExpertGroup]:
+        groups = [self.experts[name] for name in self.families]
+        shared = [] if self.shared_experts is None else [self.shared_experts]
+        return cast(list[ExpertGroup], groups + shared)
+
+    def _family_experts(
+        self, router: FamilyRouter, x_BTD: Tensor, context: RoutingContext
+    ) -> Tensor:
         # Slots are pure and sorted by family, so an expert's rows are one piece: no gather.
-        choices = self.router(x_BTD, segments)
+        choices = router(len(x_BTD), context.segments)
         pieces = x_BTD.split([choice.rows for choice in choices]) if len(choices) > 1 else [x_BTD]
         parts = [
-            choice.scale(self.experts[choice.expert](piece))
+            self.experts[choice.expert](piece)
             for choice, piece in zip(choices, pieces, strict=True)
         ]
-        return y_BTD + (parts[0] if len(parts) == 1 else torch.cat(parts))
+        if self.routing.expert_masking:
+            mask_BT1 = self._mask(x_BTD, context, self.routing.expert_masking, "expert masking", 1)
+            return (parts[0] if len(parts) == 1 else torch.cat(parts)) * mask_BT1
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _masked(self, weights_NK: Tensor, context: RoutingContext) -> Tensor:
+        """EOM on the weights (NLLB, section 6.2): an output times zero is an output left out."""
+        share, K = self.routing.expert_masking, weights_NK.shape[-1]
+        if not share:
+            return weights_NK
+        return weights_NK * self._mask(weights_NK, context, share, "expert masking", K).view(-1, K)
+
+    def _output_masked(self, y_BTD: Tensor, context: RoutingContext) -> Tensor:
+        """FOM: the same on the experts' sum."""
+        share = self.routing.output_masking
+        if not share:
+            return y_BTD
+        return y_BTD * self._mask(y_BTD, context, share, "output masking", 1)
+
+    def _mask(
+        self, like: Tensor, context: RoutingContext, share: float, what: str, choices: int
+    ) -> Tensor:
+        """[B, T, choices]: zeros with probability `share`; without keys their expectation."""
+        B = len(context.families_B)
+        T = like.numel() // like.shape[-1] // B
+        if context.keys_B is None:
+            return like.new_full((B, T, choices), 1 - share)
+        drawn = uniform(context.keys_B, f"{self.purpose}/{what}", T * choices)
+        return (drawn >= share).to(like.dtype).view(B, T, choices)
+
+    def _gate(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
+        """CMR: each token's gate, and the loss that holds a family's share to its budget.
+
+        NLLB's |mean g - budget| over the family's tokens of the global batch, with the sign of the
+        step before (`budget_pull_F`, zeros at first), so that no process waits for another's sum.
+        """
+        assert self.gate is not None
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            gate_BT = self.gate(x_BTD.float())[..., 0].sigmoid()
+        share = self.routing.gate_dropout
+        if share:
+            T = gate_BT.shape[1]
+            if context.keys_B is None:
+                gate_BT = gate_BT * (1 - share)
+            else:
+                drawn_BT = uniform(context.keys_B, f"{self.purpose}/gate dropout", T)
+                gate_BT = gate_BT * (drawn_BT >= share)
+        tagged_B = context.families_B >= 0
+        pull_B = torch.where(tagged_B, self.budget_pull_F[context.families_B.clamp_min(0)], 0.0)
+        return gate_BT, self.routing.gate_loss * (gate_BT * pull_B[:, None]).sum()

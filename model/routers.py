@@ -1,14 +1,22 @@
 """Which experts a token uses, and with what weight: one code path in training, evaluation, export.
 
-A router is called with the block's input and the batch's family segments, and answers with expert
-choices over contiguous rows, in order. `family` needs no parameters: the expert of the
-sequence's family, weight 1.
+`family` gives each sequence the expert of its family: rows are contiguous, weight 1, no parameters.
+The others look at each token: a linear map gives a logit for every expert, families own groups of
+experts of unequal size, and a shared group is open to all. docs/ROUTING.md has the formulas.
+Shapes: B sequences, T positions, N = B T tokens, D model, E experts, K chosen, F families.
+Read next: `balance.py`, which keeps loads at their target; `feed_forward.py`, which uses a choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .balance import balance_losses, quantile_counts
+from .config import BALANCED, RouterName, RoutingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +28,55 @@ class FamilySegment:
     stop: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingContext:
+    """What a forward pass tells its routers about the batch."""
+
+    segments: Sequence[FamilySegment]
+    """Which rows belong to which family, in order."""
+    families_B: Tensor
+    """Index of each row's family, or -1 where the model is not told; int64."""
+    keys_B: Tensor | None = None
+    """Random keys of the rows (`noise.row_keys`); None draws nothing, as in evaluation."""
+    log_prior_BTF: Tensor | None = None
+    """log pi(family) of each token, for `prior`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingStatistics:
+    """What a router did, summed over the tokens of each row; no gradients."""
+
+    experts_BE: Tensor
+    """How many (token, choice) pairs went to each expert, int64."""
+    probabilities_BE: Tensor
+    """Sum of the full softmax over experts, float32."""
+    entropy_B: Tensor
+    """Sum of that softmax's entropy, nats."""
+    not_finite: Tensor
+    """Tokens with a NaN or infinite logit, int64 scalar."""
+    quantile_EQ: Tensor | None = None
+    """Histogram of what each expert's threshold is read from, int64 (balance=quantile)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenChoice:
+    """Experts and weights of every token."""
+
+    experts_NK: Tensor
+    """Expert numbers, family by family and the shared ones last, int64; no expert twice."""
+    weights_NK: Tensor
+    """Weight of each one's output, float32."""
+    auxiliary: Tensor
+    """Losses of balance and z, times their weights, summed over tokens; scalar float32."""
+    statistics: RoutingStatistics
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertChoice:
-    """An expert for the next `rows` rows of the batch, and the weight of its output."""
+    """A family's expert for the next `rows` rows of the batch, weight 1."""
 
     expert: str
     rows: int
-    weight: float = 1.0
-
-    def scale(self, y_BTD: Tensor) -> Tensor:
-        """The expert's output times its weight."""
-        return y_BTD if self.weight == 1.0 else self.weight * y_BTD
 
 
 class FamilyRouter:
@@ -39,9 +85,11 @@ class FamilyRouter:
     def __init__(self, families: Sequence[str]) -> None:
         self.families = frozenset(families)
 
-    def __call__(self, x_BTD: Tensor, segments: Sequence[FamilySegment]) -> list[ExpertChoice]:
+    def __call__(self, rows: int, segments: Sequence[FamilySegment]) -> list[ExpertChoice]:
         """One choice a segment.
 
+        Args:
+            rows: sequences of the batch, B.
         Raises:
             KeyError: a segment's family has no expert.
             ValueError: the segments do not cover the batch in order.
@@ -57,6 +105,197 @@ class FamilyRouter:
                 raise ValueError(f"family segments leave a gap at row {row}")
             choices.append(ExpertChoice(segment.family, segment.stop - segment.start))
             row = segment.stop
-        if row != x_BTD.shape[0]:
-            raise ValueError(f"family segments cover {row} of {x_BTD.shape[0]} rows")
+        if row != rows:
+            raise ValueError(f"family segments cover {row} of {rows} rows")
         return choices
+
+
+class ExpertRows(nn.Module):
+    """The router's rows for one group of experts, and the state of their balance."""
+
+    balance: Tensor
+    """What is taken off their logits for the choice."""
+    load: Tensor
+    """Choices of the step before over those wanted."""
+
+    def __init__(self, experts: int, hidden_size: int, *, biased: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, hidden_size))
+        self.bias = nn.Parameter(torch.empty(experts)) if biased else None
+        self.register_buffer("balance", torch.zeros(experts))
+        self.register_buffer("load", torch.zeros(experts))
+
+
+class TokenRouter(nn.Module):
+    """Chooses K of E experts for every token.
+
+    A family's rows and the state of their balance bear its name (`experts.FAMILY.weight`), so that
+    they come and go with its files.
+    """
+
+    groups_E: Tensor
+    """The group of each expert: a family's index, or F for the shared ones."""
+
+    def __init__(
+        self, hidden_size: int, families: Sequence[str], name: RouterName, config: RoutingConfig
+    ) -> None:
+        super().__init__()
+        self.name, self.config, self.families = name, config, tuple(families)
+        self.group_sizes = config.group_sizes(families)
+        biased = name == "domain"
+        self.experts = nn.ModuleDict(
+            {
+                family: ExpertRows(size, hidden_size, biased=biased)
+                for family, size in zip(families, self.group_sizes[:-1], strict=True)
+            }
+        )
+        shared = self.group_sizes[-1]
+        self.shared = ExpertRows(shared, hidden_size, biased=False) if shared else None
+        groups_E = torch.tensor([g for g, size in enumerate(self.group_sizes) for _ in range(size)])
+        self.register_buffer("groups_E", groups_E, persistent=False)
+
+    @property
+    def groups(self) -> list[ExpertRows]:
+        """The families' rows in their order, and last the shared ones, if there are any."""
+        parts = [self.experts[family] for family in self.families]
+        return cast(list[ExpertRows], parts if self.shared is None else [*parts, self.shared])
+
+    @property
+    def balance_E(self) -> Tensor:
+        """What is taken off each logit for the choice."""
+        return torch.cat([part.balance for part in self.groups])
+
+    @property
+    def load_E(self) -> Tensor:
+        """Each expert's choices of the step before over those wanted; zeros at first."""
+        return torch.cat([part.load for part in self.groups])
+
+    @torch.no_grad()
+    def set_state(self, balance_E: Tensor, load_E: Tensor) -> None:
+        """Takes over what a step's counts moved."""
+        sizes = [len(part.balance) for part in self.groups]
+        for part, balance, load in zip(
+            self.groups, balance_E.split(sizes), load_E.split(sizes), strict=True
+        ):
+            part.balance.copy_(balance)
+            part.load.copy_(load)
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """z_NE = x W^T in float32, and for `domain` the negative bias of the families' experts."""
+        with torch.autocast(x_ND.device.type, enabled=False):
+            z_NE = F.linear(x_ND.float(), torch.cat([part.weight for part in self.groups]).float())
+            if self.name == "domain":
+                none = z_NE.new_zeros(self.group_sizes[-1])
+                biases = [part.bias for part in self.groups if part.bias is not None]
+                z_NE = z_NE + torch.cat([*biases, none]).clamp(max=0.0)
+        return z_NE
+
+    def forward(self, x_BTD: Tensor, context: RoutingContext) -> TokenChoice:
+        """The choice for every token of a batch."""
+        B, T, D = x_BTD.shape
+        K = self.config.top_k
+        z_NE = self.logits(x_BTD.reshape(B * T, D))
+        not_finite = (~z_NE.detach().isfinite()).any(-1).sum()
+        if self.name == "prior":
+            z_NE = z_NE + self.config.prior_strength * self._prior(context).reshape(z_NE.shape)
+        probabilities_NE = z_NE.softmax(-1)
+        wanted_NE = z_NE.detach() - self.balance_E
+        experts_NK = wanted_NE.topk(K, sorted=True).indices
+        if self.name == "hybrid" or (self.name == "hybrid_published" and self.training):
+            experts_NK = self._with_own(experts_NK, z_NE.detach(), context.families_B, T)
+        if self.name in BALANCED and self.config.normalised:
+            weights_NK = z_NE.gather(-1, experts_NK).softmax(-1)
+        else:
+            weights_NK = probabilities_NE.gather(-1, experts_NK)
+        with torch.no_grad():
+            counts_BE = z_NE.new_zeros(B, z_NE.shape[1], dtype=torch.int64)
+            counts_BE.scatter_add_(
+                1, experts_NK.view(B, -1), torch.ones_like(experts_NK).view(B, -1)
+            )
+            detached = probabilities_NE.detach()
+            entropy_B = torch.special.entr(detached).sum(-1).view(B, T).sum(1)
+            statistics = RoutingStatistics(
+                experts_BE=counts_BE,
+                probabilities_BE=detached.view(B, T, -1).sum(1),
+                entropy_B=entropy_B,
+                not_finite=not_finite,
+                quantile_EQ=quantile_counts(wanted_NE, self.balance_E, K)
+                if self.config.balance == "quantile" and self.training
+                else None,
+            )
+        auxiliary = balance_losses(
+            self.config, z_NE, probabilities_NE.view(B, T, -1), counts_BE, self.load_E,
+            self.targets_BE(context.families_B),
+        )  # fmt: skip
+        return TokenChoice(
+            experts_NK=experts_NK,
+            weights_NK=weights_NK,
+            auxiliary=auxiliary,
+            statistics=statistics,
+        )
+
+    def targets_BE(self, families_B: Tensor) -> Tensor:
+        """Share of each row's choices that every expert should have; rows sum to 1.
+
+        `uniform`: 1/E. `mixture`: alike over the experts of the row's family and the shared ones;
+        a row without a family is spread over all.
+        """
+        E = len(self.groups_E)
+        alike_BE = torch.full((len(families_B), E), 1.0 / E, device=families_B.device)
+        if self.config.balance_target == "uniform":
+            return alike_BE
+        own_BE = self.groups_E == families_B[:, None]
+        open_BE = own_BE | (self.groups_E == len(self.families))
+        shares_BE = open_BE.float() / open_BE.sum(-1, keepdim=True).clamp_min(1)
+        return torch.where(families_B[:, None] < 0, alike_BE, shares_BE)
+
+    def _prior(self, context: RoutingContext) -> Tensor:
+        """log pi of each expert's family, 0 for the shared ones: [B, T, E]."""
+        if context.log_prior_BTF is None:
+            raise ValueError("router=prior needs the decoder's log_prior_BTF")
+        shared_BT1 = context.log_prior_BTF.new_zeros(*context.log_prior_BTF.shape[:2], 1)
+        return torch.cat([context.log_prior_BTF, shared_BT1], -1)[..., self.groups_E]
+
+    def _with_own(self, experts_NK: Tensor, z_NE: Tensor, families_B: Tensor, T: int) -> Tensor:
+        """Apollo's hybrid-k: the family's best expert takes the last place if it is not chosen."""
+        families_N = families_B.repeat_interleave(T)
+        foreign_NE = self.groups_E != families_N[:, None]
+        own_N = z_NE.masked_fill(foreign_NE, float("-inf")).argmax(-1)
+        missing_N = (experts_NK != own_N[:, None]).all(-1) & (families_N >= 0)
+        last_N = torch.where(missing_N, own_N, experts_NK[:, -1])
+        return torch.cat([experts_NK[:, :-1], last_N[:, None]], -1)
+
+
+def family_prior(families_B: Tensor, guess_BTF: Tensor, smoothing: float) -> Tensor:
+    """log pi(family) of each token: the smoothed tag, or the head's guess where there is none.
+
+    Args:
+        families_B: index of the family a row is tagged with; -1 for none.
+        guess_BTF: the head's log-probabilities.
+        smoothing: share of a tag's probability that is spread over all families.
+    """
+    count = guess_BTF.shape[-1]
+    tagged_BF = F.one_hot(families_B.clamp_min(0), count).to(guess_BTF.dtype)
+    tag_BF = ((1 - smoothing) * tagged_BF + smoothing / count).log()
+    return torch.where((families_B < 0)[:, None, None], guess_BTF, tag_BF[:, None])
+
+
+@torch.no_grad()
+def set_domain_rows(router: TokenRouter, rows: Mapping[str, Tensor]) -> None:
+    """FlexOlmo's first rows: an embedding of each family's documents, the same for its experts.
+
+    Args:
+        rows: family (and `shared`, if the router has such experts) -> embedding [D].
+    Raises:
+        KeyError: a family has no embedding.
+        ValueError: an embedding has another size.
+    """
+    for name, part in zip((*router.families, "shared"), router.groups, strict=False):
+        if name not in rows:
+            raise KeyError(f"no embedding of {name!r}; there are {', '.join(sorted(rows))}")
+        if rows[name].shape != part.weight.shape[1:]:
+            raise ValueError(
+                f"the embedding of {name!r} is {tuple(rows[name].shape)}, the model needs "
+                f"{tuple(part.weight.shape[1:])}"
+            )
+        part.weight.copy_(rows[name].expand_as(part.weight))

@@ -148,11 +148,22 @@ def snapshot(model: nn.Module, optimizers: Optimizers) -> dict[str, dict[str, Te
         file = files.setdefault(_file_name(kind, parameter_family(parameter)), {})
         file[key] = value.detach().to("cpu", copy=True).contiguous()
 
-    for name, parameter in model.named_parameters():
-        put("", name, name, parameter)
+    for name, tensor in saved_tensors(model).items():
+        put("", name, name, tensor)
     for name, key, value in optimizers.state():
         put("optimizer-", name, f"{name}/{key}", value)
     return files
+
+
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Canonical name -> tensor: parameters, and the state of routers that no gradient moves."""
+    transient = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    buffers = {name: b for name, b in model.named_buffers() if name not in transient}
+    return dict(model.named_parameters()) | buffers
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -189,7 +200,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         DamagedCheckpoint: a file is missing or damaged.
         UserError: the checkpoint is of another model.
     """
-    parameters = dict(model.named_parameters())
+    parameters = saved_tensors(model)
     saved: dict[str, Tensor] = {}
     for file in sorted({_file_name("", parameter_family(name)) for name in parameters}):
         saved |= read_tensors(folder / file)

@@ -13,10 +13,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.packing import IGNORED
-from ..data.stream import StepBatch
+from ..data.stream import MicroBatch, StepBatch
 from ..model.attention import choose_backend
+from ..model.decoder import DecoderExtras
+from ..model.noise import row_keys
 from ..model.objectives import next_token_loss
 from ..model.routers import FamilySegment
 from .assembly import Trainer, start
@@ -29,6 +32,7 @@ from .evaluation import heldout_sums
 from .leaving import EXIT, SAVE, Leaving
 from .metrics import LanguageSums, Meter, MetricsLog, console_line, language_rows
 from .optimizer import clip_gradients, gradient_norm
+from .routing import StepRouting
 from .run_folder import run_lock
 from .samples import family_samples
 
@@ -52,6 +56,7 @@ def fit(trainer: Trainer) -> None:
     steps = config.run.steps
     parameters = list(trainer.decoder.parameters())
     meter = Meter(config, engine, stream)
+    routing = StepRouting(trainer.decoder, engine)
     request: str | None = None
     with ExitStack() as closing:
         # Closed in reverse: signals are heard until the last checkpoint is on disk everywhere.
@@ -74,12 +79,14 @@ def fit(trainer: Trainer) -> None:
         while trainer.step < steps:
             started = time.perf_counter()
             batch = stream.read(0) if config.debug.overfit else stream.batch(trainer.step)
-            tokens = run_micro_batches(trainer, batch, meter.sums)
-            engine.reduce_gradients(trainer.decoder, batch.families)
+            tokens = run_micro_batches(trainer, batch, meter.sums, routing)
+            routing.gather(trainer.step)
+            engine.reduce_gradients(trainer.decoder, routing.touched(batch.families))
             norm = gradient_norm(parameters)
             check_norm(norm.item(), trainer.step)
             clip_gradients(parameters, norm, config.optim.clip_norm)
             rate = trainer.optimizers.step(trainer.step)
+            routing.move()
             trainer.step += 1
             trainer.tokens_seen += tokens
             meter.add(time.perf_counter() - started, tokens)
@@ -125,11 +132,13 @@ def check_norm(norm: float, step: int) -> None:
         )
 
 
-def run_micro_batches(trainer: Trainer, batch: StepBatch, sums: LanguageSums) -> int:
+def run_micro_batches(
+    trainer: Trainer, batch: StepBatch, sums: LanguageSums, routing: StepRouting
+) -> int:
     """Forward and backward over this process's share of a step.
 
-    Losses are divided by the predicted tokens of the whole global batch, so that a gradient means
-    the same wherever it was made.
+    Losses are divided by the tokens of the whole global batch (those of prediction by the predicted
+    ones, those of routers by all), so that a gradient means the same wherever it was made.
 
     Returns:
         The global batch's tokens, ignored targets included.
@@ -146,12 +155,18 @@ def run_micro_batches(trainer: Trainer, batch: StepBatch, sums: LanguageSums) ->
                 for t in (micro.inputs_BT, micro.targets_BT, micro.documents_BT)
             )
             segments = [FamilySegment(*segment) for segment in micro.segments]
+            extras = DecoderExtras()
+            keys = row_keys(config.run.seed, trainer.step, global_rows(micro).to(engine.device))
             with engine.autocast():
-                hidden = decoder(inputs, documents, segments)
+                hidden = decoder(inputs, documents, segments, keys_B=keys, extras=extras)
                 loss, nll_BT = next_token_loss(
                     hidden, decoder.head_weight_VD, targets, z_weight=config.optim.z_loss
                 )
-            (loss / predicted).backward()
+            loss = loss / predicted
+            if extras.auxiliary is not None:
+                loss = loss + extras.auxiliary / size
+            loss.backward()
+            routing.add(extras, inputs.shape[1])
             predicted_BT = targets != IGNORED
             sums.add(
                 micro.languages_B,
@@ -160,6 +175,14 @@ def run_micro_batches(trainer: Trainer, batch: StepBatch, sums: LanguageSums) ->
                 trainer.token_bytes[targets.clamp_min(0)] * predicted_BT,
             )
     return size
+
+
+def global_rows(micro: MicroBatch) -> Tensor:
+    """Each row's place among those of the global batch, int64."""
+    return torch.tensor(
+        [slot.number * len(slot.sequences) + i
+         for slot in micro.slots for i in range(len(slot.sequences))]
+    )  # fmt: skip
 
 
 def start_row(trainer: Trainer, meter: Meter) -> dict[str, Any]:

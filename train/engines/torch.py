@@ -2,12 +2,12 @@
 
 Each process runs an equal piece of the step's slots. Gradients are sums over the whole global
 batch, already divided by its tokens, so that processes need only add theirs; a family's experts
-are reduced only in steps in which the family has a slot, which every process knows from the order.
+are reduced only in steps in which they have tokens, which every process knows.
 Read next: `../loop.py`.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -66,20 +66,19 @@ class TorchEngine:
             dist.all_reduce(values)
         return values
 
-    def reduce_gradients(self, model: nn.Module, families: Iterable[str]) -> None:
-        """Adds up gradients over the processes; families without a slot in the step have none.
+    def reduce_gradients(self, model: nn.Module, moves: Callable[[str], bool]) -> None:
+        """Adds up gradients over the processes; what the step does not move has none.
 
         Args:
-            families: those with a slot somewhere in the global batch.
+            moves: canonical name -> whether some process has a gradient for it; the same answers
+                on every process.
         """
-        if self.world == 1:
-            return
-        present = {None, *families}
         groups: dict[str | None, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
-            family = parameter_family(name)
-            if family in present:
-                groups.setdefault(family, []).append(parameter)
+            if not moves(name):
+                parameter.grad = None
+            elif self.world > 1:
+                groups.setdefault(parameter_family(name), []).append(parameter)
         for parameters in groups.values():
             for parameter in parameters:
                 if parameter.grad is None:

@@ -1,0 +1,152 @@
+"""What routers did in a step, over all processes: it moves their balance and is told as metrics.
+
+Losses pull on routers through their gradients; the rest (selection bias, thresholds, the loads and
+budgets that the losses compare with) moves once a step by counts of the whole global batch, so that
+it does not depend on how many processes counted. Read next: `../model/balance.py`.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..model.balance import BINS, move_bias, move_quantile
+from ..model.decoder import Decoder, DecoderExtras, Layer, parameter_family
+from ..model.feed_forward import FeedForward
+from ..model.routers import TokenRouter
+from .engines.torch import TorchEngine
+
+
+class StepRouting:
+    """Counts of one step, and what follows from them."""
+
+    def __init__(self, decoder: Decoder, engine: TorchEngine) -> None:
+        self.engine, self.families = engine, decoder.families
+        blocks = [cast(Layer, layer).feed_forward for layer in decoder.layers]
+        self.blocks = {
+            number: block
+            for number, block in enumerate(blocks)
+            if isinstance(block.router, TokenRouter) or block.gate is not None
+        }
+        self._begin()
+
+    def _begin(self) -> None:
+        """Zeros for the next step; the last family is that of rows without a tag."""
+        F, device = len(self.families) + 1, self.engine.device
+        self.tokens_F = torch.zeros(F, dtype=torch.int64, device=device)
+        self.choices_FE: dict[int, Tensor] = {}
+        self.gates_F: dict[int, Tensor] = {}
+        self.histograms_EQ: dict[int, Tensor] = {}
+        self.not_finite: dict[int, Tensor] = {}
+        for number, block in self.blocks.items():
+            if isinstance(block.router, TokenRouter):
+                E = len(block.router.groups_E)
+                self.choices_FE[number] = torch.zeros(F, E, dtype=torch.int64, device=device)
+                self.not_finite[number] = torch.zeros((), dtype=torch.int64, device=device)
+                if block.routing.balance == "quantile":
+                    self.histograms_EQ[number] = torch.zeros(
+                        E, BINS, dtype=torch.int64, device=device
+                    )
+            if block.gate is not None:
+                self.gates_F[number] = torch.zeros(F, dtype=torch.float64, device=device)
+
+    def add(self, extras: DecoderExtras, positions: int) -> None:
+        """Adds a micro-batch of so many positions a row."""
+        if not self.blocks or extras.families_B is None:
+            return
+        rows_B = extras.families_B % len(self.tokens_F)  # -1 is the last
+        self.tokens_F += positions * torch.bincount(rows_B, minlength=len(self.tokens_F))
+        for number, left in extras.layers.items():
+            if left.gate_B is not None:
+                self.gates_F[number].index_add_(0, rows_B, left.gate_B.double())
+            if left.statistics is None:
+                continue
+            self.choices_FE[number].index_add_(0, rows_B, left.statistics.experts_BE)
+            self.not_finite[number] += left.statistics.not_finite
+            if left.statistics.quantile_EQ is not None:
+                self.histograms_EQ[number] += left.statistics.quantile_EQ
+
+    def gather(self, step: int) -> None:
+        """Sums over all processes; call it once a step, before gradients are reduced.
+
+        Raises:
+            FloatingPointError: a router's logits were NaN or infinite.
+        """
+        if not self.blocks:
+            return
+        held = [self.tokens_F]
+        for kind in (self.choices_FE, self.gates_F, self.histograms_EQ, self.not_finite):
+            held += kind.values()
+        for tensor in held:
+            self.engine.sum(tensor)
+        for number, count in self.not_finite.items():
+            if int(count):
+                raise FloatingPointError(
+                    f"the router of layer {number} had NaN or infinite logits for {int(count)} "
+                    f"tokens at step {step}: resume the last checkpoint with a lower "
+                    "optim.learning_rate or a larger model.routing.z_loss"
+                )
+
+    def touched(self, families: tuple[str, ...]) -> Callable[[str], bool]:
+        """Which parameters a step may move: trunk, routers, and experts that had tokens.
+
+        Args:
+            families: those with a slot somewhere in the global batch.
+        Returns:
+            canonical name -> whether some process has a gradient for it.
+        """
+        used = {
+            number: {
+                name
+                for name, size in zip(
+                    self.families, _family_counts(choices, self.blocks[number]), strict=True
+                )
+                if size
+            }
+            for number, choices in self.choices_FE.items()
+        }
+
+        def moves(name: str) -> bool:
+            family = parameter_family(name)
+            if family is None or ".router." in name:
+                return True
+            return family in used.get(int(name.split(".")[1]), families)
+
+        return moves
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Moves the balance by what was gathered, and begins the next step."""
+        families_F = torch.arange(len(self.tokens_F), device=self.engine.device)
+        families_F[-1] = -1
+        for number, block in self.blocks.items():
+            router, routing = block.router, block.routing
+            if isinstance(router, TokenRouter):
+                counts_E = self.choices_FE[number].sum(0)
+                shares_FE = router.targets_BE(families_F).double()
+                targets_E = (shares_FE * self.tokens_F[:, None] * routing.top_k).sum(0)
+                balance_E = router.balance_E
+                if routing.balance == "bias":
+                    move_bias(balance_E, counts_E, targets_E, routing.bias_rate)
+                elif routing.balance == "quantile":
+                    move_quantile(
+                        balance_E, self.histograms_EQ[number], targets_E, routing.quantile_decay
+                    )
+                router.set_state(balance_E, counts_E / targets_E.clamp_min(1e-9))
+            if number in self.gates_F:
+                mean_F = self.gates_F[number] / self.tokens_F.clamp_min(1)
+                budgets = [
+                    routing.family_budgets.get(name, routing.gate_budget) for name in self.families
+                ]
+                budget_F = torch.tensor(budgets, dtype=mean_F.dtype, device=mean_F.device)
+                seen_F = self.tokens_F[:-1] > 0
+                pull_F = torch.sign(mean_F[:-1] - budget_F)
+                block.budget_pull_F.copy_(torch.where(seen_F, pull_F, block.budget_pull_F))
+        self._begin()
+
+
+def _family_counts(choices_FE: Tensor, block: FeedForward) -> list[int]:
+    assert isinstance(block.router, TokenRouter)
+    sizes = list(block.router.group_sizes)
+    return [int(part.sum()) for part in choices_FE.sum(0).split(sizes)][:-1]
