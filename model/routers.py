@@ -4,24 +4,29 @@
 The others look at each token: a linear map gives a logit for every expert, families own groups of
 experts of unequal size, and a shared group is open to all. docs/ROUTING.md has the formulas.
 Shapes: B sequences, T positions, N = B T tokens, D model, E experts, K chosen, F families.
-Read next: `balance.py`, which keeps loads at their target; `feed_forward.py`, which uses a choice.
+Read next: `balance.py`, which keeps loads at their target; `prior.py`, what `prior` adds;
+`feed_forward.py`, which uses a choice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .balance import balance_losses, quantile_counts
-from .config import BALANCED, RouterName, RoutingConfig
+from .config import BALANCED, ModelConfig, RouterName, RoutingConfig
+from .errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
 class FamilySegment:
-    """Rows [start, stop) of the batch belong to one family."""
+    """Rows [start, stop) of the batch belong to one family; an empty name: none is told."""
 
     family: str
     start: int
@@ -91,23 +96,28 @@ class FamilyRouter:
         Args:
             rows: sequences of the batch, B.
         Raises:
-            KeyError: a segment's family has no expert.
+            ModelError: a segment's family has no expert.
             ValueError: the segments do not cover the batch in order.
         """
-        choices, row = [], 0
+        check_segments(segments, rows)
         for segment in segments:
             if segment.family not in self.families:
-                raise KeyError(
-                    f"family {segment.family!r} has no expert; the model hosts "
-                    f"{', '.join(sorted(self.families))}"
+                raise ModelError(
+                    f"family {segment.family!r} has no expert in this model, which has "
+                    f"{', '.join(sorted(self.families))}: router=family needs a tag of one of them"
                 )
-            if segment.start != row:
-                raise ValueError(f"family segments leave a gap at row {row}")
-            choices.append(ExpertChoice(segment.family, segment.stop - segment.start))
-            row = segment.stop
-        if row != rows:
-            raise ValueError(f"family segments cover {row} of {rows} rows")
-        return choices
+        return [ExpertChoice(segment.family, segment.stop - segment.start) for segment in segments]
+
+
+def check_segments(segments: Sequence[FamilySegment], rows: int) -> None:
+    """Raises ValueError when segments do not cover the rows of a batch in order."""
+    row = 0
+    for segment in segments:
+        if segment.start != row or segment.stop < row:
+            raise ValueError(f"family segments leave a gap or go back at row {row}")
+        row = segment.stop
+    if row != rows:
+        raise ValueError(f"family segments cover {row} of {rows} rows")
 
 
 class ExpertRows(nn.Module):
@@ -116,7 +126,7 @@ class ExpertRows(nn.Module):
     balance: Tensor
     """What is taken off their logits for the choice."""
     load: Tensor
-    """Choices of the step before over those wanted."""
+    """Choices of the step before over those wanted (`balance.relative_load`)."""
 
     def __init__(self, experts: int, hidden_size: int, *, biased: bool) -> None:
         super().__init__()
@@ -142,6 +152,8 @@ class TokenRouter(nn.Module):
         super().__init__()
         self.name, self.config, self.families = name, config, tuple(families)
         self.group_sizes = config.group_sizes(families)
+        self.normalised = name in BALANCED and config.normalised
+        self.balance_rule = config.balance if name in BALANCED else "none"
         biased = name == "domain"
         self.experts = nn.ModuleDict(
             {
@@ -159,6 +171,13 @@ class TokenRouter(nn.Module):
         """The families' rows in their order, and last the shared ones, if there are any."""
         parts = [self.experts[family] for family in self.families]
         return cast(list[ExpertRows], parts if self.shared is None else [*parts, self.shared])
+
+    @property
+    def rows_always_learn(self) -> bool:
+        """Whether rows have a gradient also in a step in which none of their experts was chosen."""
+        config = self.config
+        alike = config.sequence_loss > 0 and config.balance_target == "uniform"
+        return not self.normalised or config.z_loss > 0 or config.global_loss > 0 or alike
 
     @property
     def balance_E(self) -> Tensor:
@@ -196,14 +215,14 @@ class TokenRouter(nn.Module):
         K = self.config.top_k
         z_NE = self.logits(x_BTD.reshape(B * T, D))
         not_finite = (~z_NE.detach().isfinite()).any(-1).sum()
-        if self.name == "prior":
+        if self.name == "prior" and self.config.prior_strength:
             z_NE = z_NE + self.config.prior_strength * self._prior(context).reshape(z_NE.shape)
         probabilities_NE = z_NE.softmax(-1)
         wanted_NE = z_NE.detach() - self.balance_E
         experts_NK = wanted_NE.topk(K, sorted=True).indices
         if self.name == "hybrid" or (self.name == "hybrid_published" and self.training):
             experts_NK = self._with_own(experts_NK, z_NE.detach(), context.families_B, T)
-        if self.name in BALANCED and self.config.normalised:
+        if self.normalised:
             weights_NK = z_NE.gather(-1, experts_NK).softmax(-1)
         else:
             weights_NK = probabilities_NE.gather(-1, experts_NK)
@@ -219,35 +238,31 @@ class TokenRouter(nn.Module):
                 probabilities_BE=detached.view(B, T, -1).sum(1),
                 entropy_B=entropy_B,
                 not_finite=not_finite,
-                quantile_EQ=quantile_counts(wanted_NE, self.balance_E, K)
-                if self.config.balance == "quantile" and self.training
+                quantile_EQ=quantile_counts(z_NE.detach(), wanted_NE, K)
+                if self.balance_rule == "quantile" and self.training
                 else None,
             )
         auxiliary = balance_losses(
             self.config, z_NE, probabilities_NE.view(B, T, -1), counts_BE, self.load_E,
-            self.targets_BE(context.families_B),
+            self.targets_BE(context.families_B).float(),
         )  # fmt: skip
         return TokenChoice(
-            experts_NK=experts_NK,
-            weights_NK=weights_NK,
-            auxiliary=auxiliary,
-            statistics=statistics,
+            experts_NK=experts_NK, weights_NK=weights_NK, auxiliary=auxiliary, statistics=statistics
         )
 
     def targets_BE(self, families_B: Tensor) -> Tensor:
-        """Share of each row's choices that every expert should have; rows sum to 1.
+        """Share of each row's choices that every expert should have, float64; rows sum to 1.
 
         `uniform`: 1/E. `mixture`: alike over the experts of the row's family and the shared ones;
         a row without a family is spread over all.
         """
-        E = len(self.groups_E)
-        alike_BE = torch.full((len(families_B), E), 1.0 / E, device=families_B.device)
         if self.config.balance_target == "uniform":
-            return alike_BE
-        own_BE = self.groups_E == families_B[:, None]
-        open_BE = own_BE | (self.groups_E == len(self.families))
-        shares_BE = open_BE.float() / open_BE.sum(-1, keepdim=True).clamp_min(1)
-        return torch.where(families_B[:, None] < 0, alike_BE, shares_BE)
+            E = len(self.groups_E)
+            alike_BE = torch.ones(len(families_B), E, dtype=torch.float64, device=families_B.device)
+            return alike_BE / E
+        shared_E = self.groups_E == len(self.families)
+        open_BE = (self.groups_E == families_B[:, None]) | shared_E | (families_B[:, None] < 0)
+        return open_BE.double() / open_BE.sum(-1, keepdim=True)
 
     def _prior(self, context: RoutingContext) -> Tensor:
         """log pi of each expert's family, 0 for the shared ones: [B, T, E]."""
@@ -266,36 +281,64 @@ class TokenRouter(nn.Module):
         return torch.cat([experts_NK[:, :-1], last_N[:, None]], -1)
 
 
-def family_prior(families_B: Tensor, guess_BTF: Tensor, smoothing: float) -> Tensor:
-    """log pi(family) of each token: the smoothed tag, or the head's guess where there is none.
+def load_domain_rows(model: nn.Module, path: Path) -> None:
+    """FlexOlmo's first rows for every `domain` router: an embedding of each family's documents.
 
     Args:
-        families_B: index of the family a row is tagged with; -1 for none.
-        guess_BTF: the head's log-probabilities.
-        smoothing: share of a tag's probability that is spread over all families.
-    """
-    count = guess_BTF.shape[-1]
-    tagged_BF = F.one_hot(families_B.clamp_min(0), count).to(guess_BTF.dtype)
-    tag_BF = ((1 - smoothing) * tagged_BF + smoothing / count).log()
-    return torch.where((families_B < 0)[:, None, None], guess_BTF, tag_BF[:, None])
-
-
-@torch.no_grad()
-def set_domain_rows(router: TokenRouter, rows: Mapping[str, Tensor]) -> None:
-    """FlexOlmo's first rows: an embedding of each family's documents, the same for its experts.
-
-    Args:
-        rows: family (and `shared`, if the router has such experts) -> embedding [D].
+        path: safetensors of family -> embedding [D], and `shared`, if there are such experts; as
+            `scripts/domain_embeddings.py` writes it.
     Raises:
-        KeyError: a family has no embedding.
-        ValueError: an embedding has another size.
+        ModelError: the file is missing or damaged, lacks a family, or is of another size.
     """
-    for name, part in zip((*router.families, "shared"), router.groups, strict=False):
-        if name not in rows:
-            raise KeyError(f"no embedding of {name!r}; there are {', '.join(sorted(rows))}")
-        if rows[name].shape != part.weight.shape[1:]:
-            raise ValueError(
-                f"the embedding of {name!r} is {tuple(rows[name].shape)}, the model needs "
-                f"{tuple(part.weight.shape[1:])}"
-            )
-        part.weight.copy_(rows[name].expand_as(part.weight))
+    setting = f"model.routing.domain_rows={path}"
+    try:
+        rows = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{setting} cannot be read ({error}): write it with "
+            "`python -m xylem.scripts.domain_embeddings RUN FILE`, or set it to null"
+        ) from error
+    for router in model.modules():
+        if not isinstance(router, TokenRouter) or router.name != "domain":
+            continue
+        for name, part in zip((*router.families, "shared"), router.groups, strict=False):
+            if name not in rows:
+                raise ModelError(
+                    f"{setting} has no embedding of {name!r}; it has {', '.join(sorted(rows))}"
+                )
+            if rows[name].shape != part.weight.shape[1:]:
+                raise ModelError(
+                    f"{setting} holds {list(rows[name].shape)} values for {name!r}, the model "
+                    f"needs {list(part.weight.shape[1:])}: write it from a run of "
+                    f"model.hidden_size={part.weight.shape[1]}"
+                )
+            with torch.no_grad():
+                part.weight.copy_(rows[name].expand_as(part.weight))
+
+
+def unreachable_experts(
+    config: ModelConfig, families: Sequence[str], read: Collection[str]
+) -> list[str]:
+    """A line for each family whose experts a run's data never reaches; for the plan to print.
+
+    Args:
+        families: those of the model.
+        read: those whose languages the run reads.
+    """
+    told = []
+    for family in families:
+        for router, fate in (
+            ("family", "are never trained"),
+            ("prior", "see no text of their own"),
+        ):
+            layers = [
+                str(number)
+                for number, layer in enumerate(config.layers)
+                if layer.expert_width and layer.router == router
+            ]
+            if layers and family not in read:
+                told.append(
+                    f"the experts of {family} in layers {', '.join(layers)} {fate} "
+                    f"(router={router}): the run reads none of its languages"
+                )
+    return told

@@ -18,6 +18,7 @@ from ..data.storage import Storage, open_storage
 from ..data.stream import Stream, build_order
 from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder, build_decoder
+from ..model.routers import load_domain_rows
 from .checkpoint import (
     DamagedCheckpoint,
     latest_checkpoint,
@@ -97,7 +98,10 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
     decoder = build_decoder(config.model, manifest.families, seed=config.run.seed)
     if checkpoint:
         load_weights(checkpoint, decoder)
+    elif config.model.routing.domain_rows:
+        load_domain_rows(decoder, Path(config.model.routing.domain_rows))
     decoder.to(engine.device)
+    engine.prepare(decoder)
     trainer = Trainer(
         config, folder, engine, manifest, tokenizer, ledger, storage, stream, decoder,
         Optimizers(decoder, config.optim, config.run.steps),

@@ -44,6 +44,12 @@ class EngineConfig:
     """Slots that a process runs together; the rest of its share is accumulated."""
     threads: int = 0
     """CPU threads a process; 0 leaves PyTorch's default."""
+    compile: bool = False
+    """Let torch.compile fuse the dense parts (attention, norms, the trunk's feed-forward) in
+    training; routers and experts stay as they are. The first steps take longer."""
+    recompute: int = 0
+    """Activation checkpointing: each n-th layer, from the first, keeps its input alone and is
+    computed again in the backward pass; 1 is every layer, 0 none."""
     timeout_minutes: float = 10.0
     """How long a process waits for the others in a collective."""
     peak_tflops: float = 0.0
@@ -51,8 +57,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_minimums(
-            self, "engine", micro_slots=1, threads=0, timeout_minutes=0.01, peak_tflops=0
-        )
+            self, "engine", micro_slots=1, threads=0, recompute=0, timeout_minutes=0.01,
+            peak_tflops=0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +93,27 @@ class LoggingConfig:
     """Also write TensorBoard events into the run folder (extra `tensorboard`)."""
     wandb: Literal["off", "online", "offline"] = "off"
     """Also log to Weights & Biases (extra `wandb`)."""
+    routing_every: int = 100
+    """Steps between tables of token routers and gates; 0 writes them at the end only."""
+    parallel_sentences: str | None = None
+    """JSONL (or .gz, .zst) of lang, id, text: sentences that routing is compared on."""
+    parallel_limit: int = 16
+    """Sentences of each language, the same in all."""
+    pivot: str = "eng_Latn"
+    """The language whose routing the others' is compared with."""
 
     def __post_init__(self) -> None:
-        check_minimums(self, "logging", every=1, samples_every=0, sample_tokens=1)
+        check_minimums(
+            self, "logging", every=1, samples_every=0, sample_tokens=1, routing_every=0,
+            parallel_limit=1,
+        )  # fmt: skip
+        if self.parallel_sentences is None:
+            for name, value in (("pivot", "eng_Latn"), ("parallel_limit", 16)):
+                if getattr(self, name) != value:
+                    raise UserError(
+                        f"logging.{name}={getattr(self, name)} has no effect without "
+                        "logging.parallel_sentences: name a file of parallel sentences too"
+                    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +145,11 @@ class DebugConfig:
     """Train on the first step's batch again and again."""
     anomaly: bool = False
     """Let autograd name the operation that first produced a NaN (slow)."""
+    profile: int = 0
+    """Steps to trace into the run folder's profile/, after three of warm-up; the run goes on."""
+
+    def __post_init__(self) -> None:
+        check_minimums(self, "debug", profile=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

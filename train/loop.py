@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.packing import IGNORED
 from ..data.stream import MicroBatch, StepBatch
-from ..model.attention import choose_backend
+from ..model.attention import attention_choice
 from ..model.decoder import DecoderExtras
 from ..model.noise import row_keys
 from ..model.objectives import next_token_loss
@@ -32,7 +32,9 @@ from .evaluation import heldout_sums
 from .leaving import EXIT, SAVE, Leaving
 from .metrics import LanguageSums, Meter, MetricsLog, console_line, language_rows
 from .optimizer import clip_gradients, gradient_norm
+from .profiling import Profile, part
 from .routing import StepRouting
+from .routing_telemetry import RoutingTelemetry
 from .run_folder import run_lock
 from .samples import family_samples
 
@@ -57,6 +59,7 @@ def fit(trainer: Trainer) -> None:
     parameters = list(trainer.decoder.parameters())
     meter = Meter(config, engine, stream)
     routing = StepRouting(trainer.decoder, engine)
+    telemetry = RoutingTelemetry(trainer)
     request: str | None = None
     with ExitStack() as closing:
         # Closed in reverse: signals are heard until the last checkpoint is on disk everywhere.
@@ -76,10 +79,14 @@ def fit(trainer: Trainer) -> None:
             )
             closing.callback(writer.close)
         closing.callback(stream.close)
+        profile = Profile(trainer.decoder, trainer.folder, config.debug.profile * engine.leader,
+                          steps - trainer.step, engine.device)  # fmt: skip
+        closing.callback(profile.close)
         while trainer.step < steps:
             started = time.perf_counter()
-            batch = stream.read(0) if config.debug.overfit else stream.batch(trainer.step)
-            tokens = run_micro_batches(trainer, batch, meter.sums, routing)
+            with part("data wait"):
+                batch = stream.read(0) if config.debug.overfit else stream.batch(trainer.step)
+            tokens = run_micro_batches(trainer, batch, meter.sums, routing, telemetry)
             routing.gather(trainer.step)
             engine.reduce_gradients(trainer.decoder, routing.touched(batch.families))
             norm = gradient_norm(parameters)
@@ -90,6 +97,7 @@ def fit(trainer: Trainer) -> None:
             trainer.step += 1
             trainer.tokens_seen += tokens
             meter.add(time.perf_counter() - started, tokens)
+            profile.step()
 
             done, request = trainer.step == steps, leave.request()
             leaving = request not in (None, SAVE) and not done
@@ -97,7 +105,7 @@ def fit(trainer: Trainer) -> None:
             if save or trainer.step % config.logging.every == 0:
                 row = meter.row(trainer.manifest, steps - trainer.step)
                 row |= {"learning_rate": rate, "gradient_norm": norm.item()}
-                row |= {"tokens_seen": trainer.tokens_seen}
+                row |= {"tokens_seen": trainer.tokens_seen} | telemetry.row()
                 if log:
                     log.write("train", trainer.step, row)
                     say(console_line(trainer.step, steps, row))
@@ -105,6 +113,7 @@ def fit(trainer: Trainer) -> None:
                 writer.save(trainer.decoder, trainer.optimizers, run_state(trainer, meter))
             if leaving:
                 break
+            telemetry.write(log, done=done)
             every = config.evaluation.every
             if done or (every and trainer.step % every == 0):
                 evaluate_in_loop(trainer, log)
@@ -133,8 +142,9 @@ def check_norm(norm: float, step: int) -> None:
 
 
 def run_micro_batches(
-    trainer: Trainer, batch: StepBatch, sums: LanguageSums, routing: StepRouting
-) -> int:
+    trainer: Trainer, batch: StepBatch, sums: LanguageSums, routing: StepRouting,
+    telemetry: RoutingTelemetry,
+) -> int:  # fmt: skip
     """Forward and backward over this process's share of a step.
 
     Losses are divided by the tokens of the whole global batch (those of prediction by the predicted
@@ -159,14 +169,16 @@ def run_micro_batches(
             keys = row_keys(config.run.seed, trainer.step, global_rows(micro).to(engine.device))
             with engine.autocast():
                 hidden = decoder(inputs, documents, segments, keys_B=keys, extras=extras)
-                loss, nll_BT = next_token_loss(
-                    hidden, decoder.head_weight_VD, targets, z_weight=config.optim.z_loss
-                )
+                with part("loss"):
+                    loss, nll_BT = next_token_loss(
+                        hidden, decoder.head_weight_VD, targets, z_weight=config.optim.z_loss
+                    )
             loss = loss / predicted
             if extras.auxiliary is not None:
                 loss = loss + extras.auxiliary / size
             loss.backward()
             routing.add(extras, inputs.shape[1])
+            telemetry.add(micro.languages_B, extras, inputs.shape[1])
             predicted_BT = targets != IGNORED
             sums.add(
                 micro.languages_B,
@@ -188,11 +200,13 @@ def global_rows(micro: MicroBatch) -> Tensor:
 def start_row(trainer: Trainer, meter: Meter) -> dict[str, Any]:
     """What every start of a run writes down, so that its history can be read off."""
     environment = json.loads((trainer.folder / "environment.json").read_text(encoding="utf-8"))
+    with trainer.engine.autocast():
+        attention = attention_choice(trainer.config.model, trainer.engine.device, torch.float32)
     return {
         "precision": trainer.engine.precision,
         "processes": trainer.engine.world,
         "device": trainer.engine.device.type,
-        "attention": choose_backend(trainer.config.model.attention, trainer.engine.device)[0],
+        "attention": str(attention),
         "peak_tflops": meter.peak / 1e12,
         "peak_from": meter.peak_from,
         "commit": environment["git_commit"],

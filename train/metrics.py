@@ -196,7 +196,9 @@ class Meter:
 
     def __init__(self, config: RunConfig, engine: TorchEngine, stream: Stream) -> None:
         self.engine, self.stream = engine, stream
-        self.flops_per_token = training_flops_per_token(config.model, config.data.sequence_length)
+        self.flops_per_token = training_flops_per_token(
+            config.model, stream.manifest.families, config.data.sequence_length
+        )
         self.peak, self.peak_from = engine.peak_flops()
         self.training_seconds = 0.0
         self._begin()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.errors import check_minimums
 from .errors import UserError
+from .profiling import part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,8 @@ class OptimConfig:
     """How parameters move."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`adamw` for all, or `muon` for the layers' matrices with AdamW for the rest."""
+    """`adamw` for all, or `muon` for the layers' matrices with AdamW for the rest, which holds
+    routers and the experts of token routers."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -102,6 +104,7 @@ class Optimizers:
             )
             self.optimizers.append((muon, config.muon_learning_rate))
 
+    @part("optimizer")
     def step(self, step: int) -> float:
         """Moves every parameter that has a gradient.
 
@@ -154,24 +157,29 @@ class Optimizers:
 
 
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices of the layers; embedding and head; norms."""
+    """Matrices of the layers; embedding, head, routers and stacks of experts; norms."""
     matrices, embeddings, norms = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             norms.append(parameter)
         elif name.startswith(("embed.", "head.")):
             embeddings.append(parameter)
+        elif ".feed_forward.router." in name or parameter.ndim > 2:
+            # A router's rows are as many vectors; stacks of experts are more than Muon takes.
+            embeddings.append(parameter)
         else:
             matrices.append(parameter)
     return matrices, embeddings, norms
 
 
+@part("optimizer")
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     """The norm of the whole model's gradient, scalar float32."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
+@part("optimizer")
 def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Scales gradients so that their norm is at most `limit`; 0 leaves them."""
     if limit <= 0:

@@ -26,6 +26,7 @@ from ..model.accounting import (
     forward_flops_per_token,
     training_flops_per_token,
 )
+from ..model.routers import unreachable_experts
 from .config import RunConfig
 from .engines.torch import resolve_precision
 from .errors import UserError
@@ -72,6 +73,8 @@ class Plan:
     languages: tuple[LanguagePlan, ...]
     held_back: tuple[Capped, ...]
     """Languages that the cap on epochs holds back."""
+    unreached: tuple[str, ...]
+    """Experts that no data ever reaches, a line each."""
     precision: str
 
 
@@ -114,9 +117,11 @@ def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = Non
         "bf16 copies": 2 * parameters.total if precision == "bf16" else 0,
         "activations": activation_bytes(
             config.model,
+            manifest.families,
             sequences=k * config.engine.micro_slots,
             sequence_length=T,
             bytes_per_value=width,
+            recompute=config.engine.recompute,
         ),
     }
     limit = config.cluster.memory_gib * GIB
@@ -126,12 +131,14 @@ def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = Non
             f"a process would need {sum(memory.values()) / GIB:.1f} GiB, cluster.memory_gib="
             f"{config.cluster.memory_gib:g}: most goes to {worst} "
             f"({memory[worst] / GIB:.1f} GiB); lower engine.micro_slots, data.slot_sequences or "
-            "the model's widths"
+            "the model's widths, or set engine.recompute=1"
         )
+    languages = tuple(language_plans(order, manifest, config.run.steps, T))
+    read = {row.family for row in languages if row.sequences}
     return Plan(
         parameters=parameters,
-        forward_flops=forward_flops_per_token(config.model, T),
-        training_flops=training_flops_per_token(config.model, T),
+        forward_flops=forward_flops_per_token(config.model, manifest.families, T),
+        training_flops=training_flops_per_token(config.model, manifest.families, T),
         processes=processes,
         micro_batches=config.data.slots_per_step // (processes * config.engine.micro_slots),
         tokens_per_step=config.data.slots_per_step * k * T,
@@ -139,8 +146,9 @@ def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = Non
         memory=memory,
         checkpoint_bytes=int(4 * (1 + states) * parameters.total),
         checkpoints_kept=config.checkpoint.keep,
-        languages=tuple(language_plans(order, manifest, config.run.steps, T)),
+        languages=languages,
         held_back=tuple(held_back),
+        unreached=tuple(unreachable_experts(config.model, manifest.families, read)),
         precision=precision,
     )
 
@@ -180,6 +188,8 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
     sizes.add_column("parameters", justify="right")
     sizes.add_row("embedding and head", f"{p.embedding:,}")
     sizes.add_row("trunk", f"{p.trunk:,}")
+    if p.shared:
+        sizes.add_row("shared experts", f"{p.shared:,}")
     for family, count in p.families.items():
         sizes.add_row(f"family {family}", f"{count:,}")
     sizes.add_row("active a token", f"{p.active:,}", style="bold")
@@ -233,6 +243,8 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
             )
     for capped in plan.held_back:
         console.print(f"note: {capped}")
+    for line in plan.unreached:
+        console.print(f"note: {line}")
 
 
 def write_plan(plan: Plan, config: RunConfig, path: Path) -> None:

@@ -33,6 +33,7 @@ from .console import ERR
 from .errors import UserError
 from .metrics import LN2, read_metrics
 from .report_charts import draw_charts, numbers, smoothing_window
+from .report_routing import draw_routing
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -110,6 +111,7 @@ def _gather(run: Path) -> dict[str, Any]:
 
     train = part("metrics.jsonl", lambda: read_metrics(run, "train")) or []
     heldout = part("metrics.jsonl", lambda: read_metrics(run, "heldout")) or []
+    tables = part("metrics.jsonl", lambda: read_metrics(run, "routing")) or []
     config = part("config.yaml", lambda: _if_there(run / "config.yaml", from_yaml))
     manifest = part("prepared folder", lambda: _manifest(config))
     state = part("newest checkpoint", lambda: _newest_state(run))
@@ -139,6 +141,7 @@ def _gather(run: Path) -> dict[str, Any]:
         "rows": part("metrics.jsonl", lambda: _contiguity(train)),
         "charts": part("charts", lambda: draw_charts(train, heldout, family_of)),
         "smoothed_over": smoothing_window(len(train)),
+        "routing": part("routing", lambda: draw_routing(train, tables, family_of)),
         "languages": languages,
         "titles": {row.code: row.name for row in languages or []},
         "families": part(

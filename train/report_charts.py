@@ -155,10 +155,10 @@ def draw_charts(
     drawn: dict[str, Any] = {"families": [], "languages": []}
     with progress("charts of the report", len(plain) + len(small)) as advance:
         for key, title, curves, style, scale in plain:
-            drawn[key] = (title, _svg(key, curves, style, LARGE, scale=scale))
+            drawn[key] = (title, curve_chart(key, curves, style, LARGE, scale=scale))
             advance()
         for part, name, curves in small:
-            drawing = _svg(f"{part}/{name}", curves, compact, SMALL, limits=limits)
+            drawing = curve_chart(f"{part}/{name}", curves, compact, SMALL, limits=limits)
             drawn[part].append((name, drawing))
             advance()
     return drawn
@@ -189,7 +189,7 @@ def _shared_limits(curves: Sequence[Curve]) -> tuple[float, float] | None:
     return low - room, high + room
 
 
-def _svg(
+def curve_chart(
     key: str,
     curves: Sequence[Curve],
     style: Formatter,

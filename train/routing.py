@@ -11,9 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..model.balance import BINS, move_bias, move_quantile
+from ..model.balance import BINS, move_bias, move_quantile, relative_load
 from ..model.decoder import Decoder, DecoderExtras, Layer, parameter_family
-from ..model.feed_forward import FeedForward
 from ..model.routers import TokenRouter
 from .engines.torch import TorchEngine
 
@@ -44,7 +43,7 @@ class StepRouting:
                 E = len(block.router.groups_E)
                 self.choices_FE[number] = torch.zeros(F, E, dtype=torch.int64, device=device)
                 self.not_finite[number] = torch.zeros((), dtype=torch.int64, device=device)
-                if block.routing.balance == "quantile":
+                if block.router.balance_rule == "quantile":
                     self.histograms_EQ[number] = torch.zeros(
                         E, BINS, dtype=torch.int64, device=device
                     )
@@ -75,43 +74,58 @@ class StepRouting:
         """
         if not self.blocks:
             return
-        held = [self.tokens_F]
-        for kind in (self.choices_FE, self.gates_F, self.histograms_EQ, self.not_finite):
-            held += kind.values()
-        for tensor in held:
-            self.engine.sum(tensor)
-        for number, count in self.not_finite.items():
-            if int(count):
+        counts = [self.tokens_F, *self.choices_FE.values(), *self.histograms_EQ.values()]
+        self._sum(counts + list(self.not_finite.values()))
+        self._sum(list(self.gates_F.values()))
+        broken = [int(count) for count in self.not_finite.values()]
+        for number, count in zip(self.not_finite, broken, strict=True):
+            if count:
                 raise FloatingPointError(
-                    f"the router of layer {number} had NaN or infinite logits for {int(count)} "
-                    f"tokens at step {step}: resume the last checkpoint with a lower "
-                    "optim.learning_rate or a larger model.routing.z_loss"
+                    f"the router of layer {number} had NaN or infinite logits for {count} tokens "
+                    f"at step {step}: resume the last checkpoint with a lower optim.learning_rate "
+                    "or a larger model.routing.z_loss"
                 )
 
+    def _sum(self, tensors: list[Tensor]) -> None:
+        """Sums tensors of one dtype over all processes, together."""
+        if not tensors:
+            return
+        flat = self.engine.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
     def touched(self, families: tuple[str, ...]) -> Callable[[str], bool]:
-        """Which parameters a step may move: trunk, routers, and experts that had tokens.
+        """Which parameters a step may move: the trunk, and experts that had tokens.
+
+        A family's router rows move with its experts, or in every step if they have a gradient in
+        every step; otherwise momentum and decay would move them without one.
 
         Args:
             families: those with a slot somewhere in the global batch.
         Returns:
             canonical name -> whether some process has a gradient for it.
         """
-        used = {
-            number: {
-                name
-                for name, size in zip(
-                    self.families, _family_counts(choices, self.blocks[number]), strict=True
-                )
-                if size
-            }
-            for number, choices in self.choices_FE.items()
-        }
+        used: dict[int, set[str]] = {}
+        for number, choices_FE in self.choices_FE.items():
+            router = self.blocks[number].router
+            assert isinstance(router, TokenRouter)
+            parts = choices_FE.sum(0).split(router.group_sizes)
+            sums = torch.stack([part.sum() for part in parts]).tolist()
+            used[number] = {name for name, n in zip(self.families, sums, strict=False) if n}
 
         def moves(name: str) -> bool:
             family = parameter_family(name)
-            if family is None or ".router." in name:
+            if family is None or name.startswith("family_head."):
                 return True
-            return family in used.get(int(name.split(".")[1]), families)
+            number = int(name.split(".")[1])
+            router = self.blocks[number].router if number in self.blocks else None
+            if (
+                ".feed_forward.router." in name
+                and isinstance(router, TokenRouter)
+                and router.rows_always_learn
+            ):
+                return True
+            return family in used.get(number, families)
 
         return moves
 
@@ -124,16 +138,16 @@ class StepRouting:
             router, routing = block.router, block.routing
             if isinstance(router, TokenRouter):
                 counts_E = self.choices_FE[number].sum(0)
-                shares_FE = router.targets_BE(families_F).double()
-                targets_E = (shares_FE * self.tokens_F[:, None] * routing.top_k).sum(0)
+                wanted_F = self.tokens_F[:, None] * routing.top_k
+                targets_E = (router.targets_BE(families_F) * wanted_F).sum(0)
                 balance_E = router.balance_E
-                if routing.balance == "bias":
+                if router.balance_rule == "bias":
                     move_bias(balance_E, counts_E, targets_E, routing.bias_rate)
-                elif routing.balance == "quantile":
+                elif router.balance_rule == "quantile":
                     move_quantile(
                         balance_E, self.histograms_EQ[number], targets_E, routing.quantile_decay
                     )
-                router.set_state(balance_E, counts_E / targets_E.clamp_min(1e-9))
+                router.set_state(balance_E, relative_load(counts_E, targets_E))
             if number in self.gates_F:
                 mean_F = self.gates_F[number] / self.tokens_F.clamp_min(1)
                 budgets = [
@@ -144,9 +158,3 @@ class StepRouting:
                 pull_F = torch.sign(mean_F[:-1] - budget_F)
                 block.budget_pull_F.copy_(torch.where(seen_F, pull_F, block.budget_pull_F))
         self._begin()
-
-
-def _family_counts(choices_FE: Tensor, block: FeedForward) -> list[int]:
-    assert isinstance(block.router, TokenRouter)
-    sizes = list(block.router.group_sizes)
-    return [int(part.sum()) for part in choices_FE.sum(0).split(sizes)][:-1]

@@ -24,7 +24,14 @@ from ..errors import ModelError
 from ..norms import RMSNorm
 from ..routers import FamilySegment
 from .gate_report import Check, GateReport
-from .qwen3 import CONFIG_NAME, WEIGHTS_NAME, check_family, family_state_dict, split_state_dict
+from .qwen3 import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    check_family,
+    family_state_dict,
+    split_state_dict,
+    unmasked,
+)
 
 MINIMUM_TOKENS = 512
 """Real tokens of the family that the logits are compared on, at least."""
@@ -369,7 +376,7 @@ def _native_bf16(decoder: Decoder, family: str) -> Decoder:
     export; with the same rounding it is 1 within its standard error.
     """
     with torch.device("meta"):
-        native = Decoder(decoder.config, [family])
+        native = Decoder(unmasked(decoder.config), [family])
     tensors = family_state_dict(decoder, family)
     native.load_state_dict(
         {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, assign=True

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,27 @@ def dense_config(
 
 
 def check_family(decoder: Decoder, family: str) -> None:
-    """Raises ModelError when a decoder has no experts of that family."""
+    """Raises ModelError when no dense model equals a decoder on text of that family."""
     if family not in decoder.families:
         raise ModelError(
             f"family {family!r} is not in this model; it has {', '.join(decoder.families)}"
         )
+    for number, layer in enumerate(decoder.config.layers):
+        if layer.expert_width and layer.router != "family":
+            raise ModelError(
+                f"layer {number} has router={layer.router}, which chooses experts token by token: "
+                "no dense model equals it; only layers with router=family can be exported"
+            )
+        if layer.expert_width and decoder.config.routing.gate:
+            raise ModelError(
+                f"layer {number} has model.routing.gate=true, which weighs trunk and experts token "
+                "by token: no dense model equals it; train without the gate to export"
+            )
+
+
+def unmasked(config: ModelConfig) -> ModelConfig:
+    """The config of the decoder that `family_state_dict` is of: without EOM and FOM."""
+    return replace(config, routing=replace(config.routing, expert_masking=0.0, output_masking=0.0))
 
 
 @torch.no_grad()
@@ -97,10 +114,9 @@ def dense_state_dict(decoder: Decoder, family: str) -> dict[str, Tensor]:
     Returns:
         Copies, in the decoder's dtype; gate and up [F, D], down [D, F] with F = `dense_width`.
     Raises:
-        ModelError: the decoder has no such family.
+        ModelError: the decoder has no such family, or routes by token.
     """
-    check_family(decoder, family)
-    config, ours = decoder.config, decoder.state_dict()
+    config, ours = decoder.config, family_state_dict(decoder, family)
     width = dense_width(config)
     head_rows = [config.heads * config.head_dim, *2 * [config.kv_heads * config.head_dim]]
     dense = {
@@ -136,7 +152,7 @@ def dense_state_dict(decoder: Decoder, family: str) -> dict[str, Tensor]:
 def split_state_dict(
     dense: Mapping[str, Tensor], config: ModelConfig, family: str
 ) -> dict[str, Tensor]:
-    """The inverse of `dense_state_dict`: canonical names for the trunk and one family.
+    """The inverse of `dense_state_dict`: the tensors of `family_state_dict`.
 
     Raises:
         ModelError: a tensor is missing, unknown or of another shape, or the padding is not zero.
@@ -203,10 +219,21 @@ def split_state_dict(
 
 
 def family_state_dict(decoder: Decoder, family: str) -> dict[str, Tensor]:
-    """The decoder's own tensors of the trunk and one family, by canonical name."""
+    """The decoder's tensors of the trunk and one family, by canonical name.
+
+    EOM and FOM leave a constant share of an expert's output in evaluation; it is in `down` here, so
+    that these tensors are those of a decoder with the config `unmasked`.
+
+    Raises:
+        ModelError: the decoder has no such family, or routes by token.
+    """
     check_family(decoder, family)
+    routing = decoder.config.routing
+    left = (1 - routing.expert_masking) * (1 - routing.output_masking)
     return {
-        name: tensor
+        name: tensor * left
+        if left != 1 and ".experts." in name and name.endswith(".down.weight")
+        else tensor
         for name, tensor in decoder.state_dict().items()
         if parameter_family(name) in (None, family)
     }

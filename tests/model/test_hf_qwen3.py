@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xylem.model.config import LayerPlan, ModelConfig
+from xylem.model.config import LayerPlan, ModelConfig, RoutingConfig
 from xylem.model.decoder import Decoder, build_decoder
 from xylem.model.errors import ModelError
 from xylem.model.hf import qwen3
@@ -19,9 +19,11 @@ from xylem.model.hf.qwen3 import (
     family_state_dict,
     split_state_dict,
     staged_folder,
+    unmasked,
     weights_sha256,
     write_folder,
 )
+from xylem.model.routers import FamilySegment
 
 FAMILIES = ("celtic", "mongolic", "uralic")
 IDS = {"bos_id": 2, "eos_id": 3, "pad_id": 0}
@@ -32,8 +34,11 @@ PLAN = (
 )
 
 
-def tiny_config(plan: tuple[LayerPlan, ...] = PLAN, *, tied: bool = True) -> ModelConfig:
+def tiny_config(
+    plan: tuple[LayerPlan, ...] = PLAN, *, tied: bool = True, routing: RoutingConfig | None = None
+) -> ModelConfig:
     return ModelConfig(
+        routing=routing or RoutingConfig(),
         vocab_size=60,
         hidden_size=16,
         heads=4,
@@ -231,3 +236,49 @@ def test_a_killed_exports_leftovers_are_not_taken_for_an_export(
         (staging / "whole").write_text("")
     assert [path.name for path in tmp_path.iterdir()] == ["uralic"]
     assert (tmp_path / "uralic" / "whole").exists()
+
+
+@pytest.mark.parametrize(
+    ("masking", "left"),
+    [({"expert_masking": 0.25}, 0.75), ({"expert_masking": 0.2, "output_masking": 0.5}, 0.4)],
+)
+def test_what_masking_leaves_in_evaluation_is_folded_into_the_experts(
+    masking: dict[str, float], left: float
+) -> None:
+    config = tiny_config(routing=RoutingConfig(**masking))  # type: ignore[arg-type]
+    masked = build_decoder(config, FAMILIES, seed=1)
+    ours = family_state_dict(masked, "uralic")
+    folded = Decoder(unmasked(config), ["uralic"])
+    folded.load_state_dict(ours)
+    tokens = torch.randint(0, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    segments = (FamilySegment("uralic", 0, 2),)
+    documents = torch.zeros_like(tokens)
+    expected = masked.logits(tokens, documents, segments)
+    torch.testing.assert_close(folded.logits(tokens, documents, segments), expected)
+    plain = build_decoder(tiny_config(), FAMILIES, seed=1)
+    difference = (plain.logits(tokens, documents, segments) - expected).abs().max()
+    assert difference > 1e-4  # unfolded, the export would be another model
+    down = "layers.0.feed_forward.experts.uralic.down.weight"
+    torch.testing.assert_close(ours[down], left * masked.state_dict()[down])
+    back = split_state_dict(dense_state_dict(masked, "uralic"), config, "uralic")
+    assert all(torch.equal(back[name], ours[name]) for name in ours)
+
+
+@pytest.mark.parametrize("router", ["prior", "topk", "hybrid", "hybrid_published", "domain"])
+def test_a_model_that_routes_by_token_is_not_exported(router: str, tmp_path: Path) -> None:
+    plan = (*PLAN[:3], LayerPlan(trunk_width=20, expert_width=8, router=router))  # type: ignore[arg-type]
+    decoder = build_decoder(tiny_config(plan), FAMILIES, seed=1)
+    for refused in (dense_state_dict, family_state_dict):
+        with pytest.raises(ModelError, match=f"layer 4 has router={router}, which chooses") as told:
+            refused(decoder, "uralic")
+        assert "\n" not in str(told.value)
+    with pytest.raises(ModelError, match="layer 4 has router="):
+        export(decoder, tmp_path / "uralic")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_a_gate_is_not_exported() -> None:
+    config = tiny_config(routing=RoutingConfig(gate=True))
+    decoder = build_decoder(config, FAMILIES, seed=1)
+    with pytest.raises(ModelError, match=r"layer 0 has model\.routing\.gate=true"):
+        dense_state_dict(decoder, "uralic")

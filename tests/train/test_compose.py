@@ -39,12 +39,13 @@ def test_a_resolved_config_reads_back_equal(tmp_path: Path) -> None:
 def test_the_dense_control_has_equal_active_parameters() -> None:
     from xylem.model.accounting import count_parameters, forward_flops_per_token
 
-    family, dense = (compose_config([f"experiment={n}"]) for n in ("real_text", "real_text_dense"))
-    assert (
-        count_parameters(family.model, ("one", "two")).active
-        == count_parameters(dense.model, ("one", "two")).total
+    arms = (compose_config([f"experiment={n}"]).model for n in ("real_text", "real_text_dense"))
+    families = ("one", "two")
+    family, dense = arms
+    assert count_parameters(family, families).active == count_parameters(dense, families).total
+    assert forward_flops_per_token(family, families, 512) == forward_flops_per_token(
+        dense, families, 512
     )
-    assert forward_flops_per_token(family.model, 512) == forward_flops_per_token(dense.model, 512)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,20 @@
 """Plans: what is counted is what the run then holds and reads; the impossible is refused."""
 
 import dataclasses
+import io
 
 import pytest
 import torch
+from rich.console import Console
+from torch.autograd.graph import saved_tensors_hooks
 
 from xylem.data.errors import DataError
 from xylem.data.manifest import Manifest
 from xylem.data.stream import build_order, first_ledger
+from xylem.model.accounting import activation_bytes, count_parameters, forward_flops_per_token
+from xylem.model.config import LayerPlan, ModelConfig
 from xylem.model.decoder import build_decoder
+from xylem.model.routers import FamilySegment
 from xylem.train.compose import compose_config
 from xylem.train.console import OUT
 from xylem.train.errors import UserError
@@ -34,6 +40,73 @@ def test_parameters_tokens_and_epochs_are_those_of_the_run(prepared: Prepared) -
         held = (manifest.languages[row.code].train_tokens - 1) // 32
         assert row.epochs == pytest.approx(row.sequences / held)
     print_plan(plan, config, OUT)
+
+
+@pytest.mark.parametrize("router", ["prior", "topk"])
+def test_a_plan_of_token_routers_counts_the_experts_a_token_uses(
+    router: str, prepared: Prepared
+) -> None:
+    config = compose_config([*prepared.settings, f"model=tiny_{router}"])
+    manifest = Manifest.load(prepared.folder)
+    plan, families = make_plan(config, manifest), manifest.families
+    decoder = build_decoder(config.model, families, seed=0, device="meta")
+    counts, D, width, routed = plan.parameters, 256, 96, 4
+    shared = 2 if router == "prior" else 0
+    assert counts.total == sum(p.numel() for p in decoder.parameters())
+    assert counts.shared == routed * shared * (3 * D * width + D)
+    rows = 2 * (3 * D * width + D)
+    head = D if router == "prior" else 0
+    assert counts.families == dict.fromkeys(families, routed * rows + head)
+    experts = 2 * len(families) + shared
+    # Two experts of each layer are used, and all rows of routers and the head.
+    assert counts.active == counts.total - routed * (experts - 2) * 3 * D * width
+    family = compose_config([*prepared.settings, "model=tiny"]).model
+    more = routed * experts * D + head * len(families)
+    assert counts.active == count_parameters(family, families).active + more
+    assert plan.forward_flops == forward_flops_per_token(family, families, 32) + 2 * more
+    text = io.StringIO()
+    print_plan(plan, config, Console(file=text, width=110))
+    assert ("shared experts" in text.getvalue()) == bool(shared)
+    assert f"{counts.active:,}" in text.getvalue()
+
+
+@pytest.mark.parametrize("router", ["family", "topk", "prior"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_estimated_within_a_quarter(router: str, precision: str) -> None:
+    model = ModelConfig(
+        vocab_size=64, hidden_size=128, heads=4, kv_heads=2, head_dim=32,
+        layer_plan=(LayerPlan(repeat=4, trunk_width=256, expert_width=128, router=router),),  # type: ignore[arg-type]
+    )  # fmt: skip
+    families = ("alpha", "beta")
+    decoder = build_decoder(model, families, seed=0)
+    tokens = torch.randint(0, 64, (4, 80), generator=torch.Generator().manual_seed(0))
+    segments = [FamilySegment("alpha", 0, 2), FamilySegment("beta", 2, 4)]
+    weights = {(p.shape, p.shape[::-1]) for p in decoder.parameters()}
+    shapes = {shape for pair in weights for shape in pair}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in shapes:  # weights and their bf16 copies are counted elsewhere
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with saved_tensors_hooks(keep, lambda tensor: tensor), bf16:
+        decoder(tokens, torch.zeros_like(tokens), segments)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    def estimate(sequences: int, recompute: int = 0) -> int:
+        return activation_bytes(
+            model, families, sequences=sequences, sequence_length=80,
+            bytes_per_value=2 if precision == "bf16" else 4, recompute=recompute,
+        )  # fmt: skip
+
+    loss = estimate(0) + min(4 * 80 * 64, 1 << 23) * (8 + (2 if precision == "bf16" else 4))
+    assert estimate(4) - loss == pytest.approx(size, rel=0.25)
+    # Of four layers each keeps its input, and one at a time is there whole.
+    whole = (estimate(4) - loss) / 4
+    assert estimate(4, 1) - loss == pytest.approx(whole + 4 * (4 * 80) * 4 * 128)
+    assert estimate(4, 2) - loss == pytest.approx(3 * whole + 2 * (4 * 80) * 4 * 128)
 
 
 def test_the_checkpoints_size_is_what_is_written(prepared: Prepared, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -6,16 +6,19 @@ are reduced only in steps in which they have tokens, which every process knows.
 Read next: `../loop.py`.
 """
 
+import importlib.util
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...model.decoder import parameter_family
+from ...model.decoder import Decoder, Layer, parameter_family
 from ..config import EngineConfig
 from ..errors import UserError
 
@@ -59,6 +62,18 @@ class TorchEngine:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def prepare(self, decoder: Decoder) -> None:
+        """How the decoder's layers run in training: compiled, recomputed. Names stay as they are.
+
+        Raises:
+            UserError: there is no compiler.
+        """
+        decoder.recompute = self.config.recompute
+        if self.config.compile:
+            check_compiler(self.device)
+            for module in dense_parts(decoder):
+                module.forward = compiled_in_training(module.forward)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
@@ -139,6 +154,46 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def dense_parts(decoder: Decoder) -> Iterator[nn.Module]:
+    """What torch.compile is given: every token goes through it, whatever the router says."""
+    yield decoder.final_norm
+    for layer in cast(Iterable[Layer], decoder.layers):
+        yield from (layer.attention_norm, layer.attention)
+        yield from (layer.feed_forward_norm, layer.feed_forward.trunk)
+
+
+def compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled function where gradients are wanted, and the plain one elsewhere.
+
+    Evaluation and samples come in many shapes, each of which would be compiled anew.
+    """
+    compiled = torch.compile(forward)
+
+    def chosen(*arguments: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else forward)(*arguments)
+
+    return chosen
+
+
+def check_compiler(device: torch.device) -> None:
+    """Whether torch.compile has what it needs.
+
+    Raises:
+        UserError: it has not.
+    """
+    if device.type == "cuda":
+        found, needed = importlib.util.find_spec("triton") is not None, "Triton on a GPU"
+    else:
+        names = (os.environ.get("CXX", ""), "g++", "clang++")
+        found = any(shutil.which(name) for name in names if name)
+        needed = "a C++ compiler on a CPU (g++ or clang++)"
+    if not found:
+        raise UserError(
+            f"engine.compile=true needs {needed}, and there is none: install it, or set "
+            "engine.compile=false"
+        )
 
 
 def measured_matmul_flops(device: torch.device, precision: str) -> float:
