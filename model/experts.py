@@ -52,7 +52,9 @@ def routed_swiglu(
     if not len(x_ND):
         return x_ND
     with torch.autocast(device, enabled=False):
-        choices = sort_choices(experts_NK, sum(len(group.gate_up) for group in groups))
+        # oneDNN makes and keeps a primitive for every new number of rows: a millisecond each.
+        multiple = 32 if device == "cpu" and dtype == torch.bfloat16 else 1
+        choices = sort_choices(experts_NK, sum(len(group.gate_up) for group in groups), multiple)
         on_gpu = x_ND.is_cuda and dtype != torch.float64
         if on_gpu and find_spec("triton"):
             from .kernels.routed_swiglu_triton import triton_swiglu
@@ -134,7 +136,7 @@ class _LoopSwiGLU(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weights_NK, tokens_S, places_NK, gate_up_SF, *matrices = ctx.saved_tensors
         dy_ND = gradients[0]
-        weights_S1 = in_order(weights_NK, places_NK)[:, None]
+        weights_S1 = in_order(weights_NK, places_NK, len(tokens_S))[:, None]
         d_weights_S = torch.zeros_like(weights_S1[:, 0])
         dx_SD = x_ND.new_empty(len(tokens_S), x_ND.shape[1])
         d_matrices = [torch.empty_like(matrix) for matrix in matrices]

@@ -316,7 +316,7 @@ class _TritonSwiGLU(torch.autograd.Function):
         tile = tile_of(x_ND.dtype)
         options = tile.options(x_ND.dtype)
         tiles = cover(ends_E, S, tile.rows)
-        weights_S = in_order(weights_NK, places_NK)
+        weights_S = in_order(weights_NK, places_NK, S)
         gate_up_SF = x_ND.new_empty(S, 2 * F)
         hidden_SF, out_SD = x_ND.new_empty(S, F), x_ND.new_empty(S, D)
         begins_E, aligned = addresses(matrices[::2], x_ND.device)

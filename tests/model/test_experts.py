@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.model.routed_cases import CASES, TOLERANCE, Path, RoutedCase, outcome, truth, weights
-from xylem.model.choices import sort_choices
+from xylem.model.choices import in_order, sort_choices
 from xylem.model.experts import (
     ExpertGroup,
     grouped_swiglu,
@@ -38,14 +38,15 @@ def test_output_and_gradients_are_the_float64_references(
     assert outcome(path, case, dtype).worst(truth(case, dtype)) < TOLERANCE[dtype]
 
 
-def test_the_derivative_is_the_numeric_one() -> None:
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_the_derivative_is_the_numeric_one(multiple: int) -> None:
     sizes, experts_NK = (2, 1), torch.tensor([[0, 2], [2, 1], [0, 1]])
     groups = weights(RoutedCase("", sizes, experts_NK, 4, 3), torch.float64)
     matrices = [matrix.detach().requires_grad_() for matrix in weights_of(groups, torch.float64)]
     x_ND = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     weights_NK = torch.rand(3, 2, dtype=torch.float64)
     weights_NK[0, 1] = 0.0  # a masked choice
-    choices = sort_choices(experts_NK, 3)
+    choices = sort_choices(experts_NK, 3, multiple)
     ends = choices.ends_E.tolist()
 
     def path(x_ND: Tensor, weights_NK: Tensor, *matrices: Tensor) -> Tensor:
@@ -111,6 +112,15 @@ def test_choices_are_sorted_by_expert_and_then_by_token() -> None:
     assert choices.tokens_S.tolist() == [0, 1, 0, 2, 1, 2]
     assert choices.ends_E.tolist() == [2, 2, 4, 6, 6]
     assert choices.places_NK.tolist() == [[2, 0], [1, 4], [3, 5]]
+
+
+def test_filled_up_rows_read_a_token_that_nothing_reads_back() -> None:
+    choices = sort_choices(torch.tensor([[2, 0], [0, 3], [2, 3]]), 5, multiple=4)
+    assert choices.ends_E.tolist() == [4, 4, 8, 12, 12]
+    assert choices.places_NK.tolist() == [[4, 0], [1, 8], [5, 9]]
+    assert choices.tokens_S.tolist() == [0, 1, 0, 0, 0, 2, 0, 0, 1, 2, 0, 0]
+    weights_S = in_order(torch.ones(3, 2), choices.places_NK, 12)
+    assert weights_S.tolist() == [1, 1, 0, 0] * 3
 
 
 def test_compiled_code_leaves_the_experts_as_they_are() -> None:

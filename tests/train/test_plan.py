@@ -42,6 +42,21 @@ def test_parameters_tokens_and_epochs_are_those_of_the_run(prepared: Prepared) -
     print_plan(plan, config, OUT)
 
 
+def test_experts_that_no_data_reaches_are_told(prepared: Prepared) -> None:
+    manifest = Manifest.load(prepared.folder)
+    config = compose_config([*prepared.settings, "run.steps=50"])
+    assert make_plan(config, manifest).unreached == ()
+    family = manifest.families[-1]
+    config = compose_config([
+        *prepared.settings, "run.steps=50", f"data.mixture.families={{{family}: 0}}",
+    ])  # fmt: skip
+    plan = make_plan(config, manifest)
+    assert [f"the experts of {family} in layers" in line for line in plan.unreached] == [True]
+    console = Console(file=io.StringIO(), width=200)
+    print_plan(plan, config, console)
+    assert plan.unreached[0] in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("router", ["prior", "topk"])
 def test_a_plan_of_token_routers_counts_the_experts_a_token_uses(
     router: str, prepared: Prepared
