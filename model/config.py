@@ -130,7 +130,7 @@ class RoutingConfig:
 
         Raises:
             ModelError: there are fewer experts than a token uses, or than the balance's target
-                would send it to.
+                or an unsmoothed prior would send it to.
         """
         sizes = [self.family_experts.get(name, self.experts_per_family) for name in families]
         total = sum(sizes) + self.shared_experts
@@ -139,14 +139,18 @@ class RoutingConfig:
                 f"model.routing.top_k={self.top_k} is more than the {total} experts of a "
                 "layer: lower it, or raise experts_per_family or shared_experts"
             )
-        if self.balances and self.balance_target == "mixture":
+        for limits, setting, way_out in (
+            (self.balances and self.balance_target == "mixture",
+             "balance_target=mixture", "set balance_target=uniform"),
+            (self.prior_smoothing == 0, "prior_smoothing=0", "raise prior_smoothing"),
+        ):  # fmt: skip
             for name, size in zip(families, sizes, strict=True):
-                if size + self.shared_experts < self.top_k:
+                if limits and size + self.shared_experts < self.top_k:
                     raise ModelError(
-                        f"model.routing.balance_target=mixture gives each token of {name} "
-                        f"top_k={self.top_k} experts of its family and the shared ones, which are "
-                        f"{size + self.shared_experts}: lower top_k, raise the experts, or set "
-                        "balance_target=uniform"
+                        f"model.routing.{setting} gives each token of {name} top_k={self.top_k} "
+                        "experts of its family and the shared ones, which are "
+                        f"{size + self.shared_experts}: lower top_k, raise the experts, or "
+                        f"{way_out}"
                     )
         return (*sizes, self.shared_experts)
 

@@ -80,9 +80,21 @@ class FeedForward(nn.Module):
         self.experts = nn.ModuleDict(experts)
         self.gate = nn.Linear(hidden_size, 1, bias=False) if routing.gate and self.router else None
         if self.gate is not None:
-            self.register_buffer("budget_pull_F", torch.zeros(len(self.families)))
+            # With the family's experts, so that it comes and goes with its files.
+            for group in self.experts.values():
+                group.register_buffer("budget_pull", torch.zeros(()))
 
-    budget_pull_F: Tensor
+    @property
+    def budget_pull_F(self) -> Tensor:
+        """The sign of each family's mean gate less its budget in the step before; 0 at first."""
+        pulls = [self.experts[name].budget_pull for name in self.families]
+        return torch.stack(cast(list[Tensor], pulls))
+
+    @torch.no_grad()
+    def set_budget_pull(self, pull_F: Tensor) -> None:
+        """Takes over the signs that a step's gates give."""
+        for name, pull in zip(self.families, pull_F, strict=True):
+            cast(Tensor, self.experts[name].budget_pull).copy_(pull)
 
     def forward(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, FeedForwardExtras]:
         """[B, T, D] to [B, T, D], and what the experts leave beside it."""

@@ -30,9 +30,10 @@ class _RMSNorm(torch.autograd.Function):
         normed = wide * scale
         along = gradient * normed
         d_weight = along.flatten(0, -2).sum(0)
+        dtype, weight = weight.dtype, weight.to(scale.dtype)
         inner = (along @ weight / x.shape[-1]).unsqueeze(-1)
         d_x = (gradient * weight).sub_(normed.mul_(inner)).mul_(scale)
-        return d_x.to(x.dtype), d_weight.to(weight.dtype), None
+        return d_x.to(x.dtype), d_weight.to(dtype), None
 
 
 class RMSNorm(nn.Module):

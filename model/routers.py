@@ -199,6 +199,16 @@ class TokenRouter(nn.Module):
             part.balance.copy_(balance)
             part.load.copy_(load)
 
+    @torch.no_grad()
+    def limit_biases(self) -> None:
+        """Brings biases of `domain` back to 0 where a step raised them above it.
+
+        Above 0 a bias has no effect, and so no gradient that could bring it back.
+        """
+        for part in self.groups:
+            if part.bias is not None:
+                part.bias.clamp_(max=0.0)
+
     def logits(self, x_ND: Tensor) -> Tensor:
         """z_NE = x W^T in float32, and for `domain` the negative bias of the families' experts."""
         with torch.autocast(x_ND.device.type, enabled=False):
@@ -325,12 +335,11 @@ def unreachable_experts(
         families: those of the model.
         read: those whose languages the run reads.
     """
+    fates = {"family": "are never trained"}
+    fates |= dict.fromkeys(("prior", "hybrid", "hybrid_published"), "see no text of their own")
     told = []
     for family in families:
-        for router, fate in (
-            ("family", "are never trained"),
-            ("prior", "see no text of their own"),
-        ):
+        for router, fate in fates.items():
             layers = [
                 str(number)
                 for number, layer in enumerate(config.layers)
@@ -338,7 +347,8 @@ def unreachable_experts(
             ]
             if layers and family not in read:
                 told.append(
-                    f"the experts of {family} in layers {', '.join(layers)} {fate} "
-                    f"(router={router}): the run reads none of its languages"
+                    f"the experts of {family} in layer{'s' * (len(layers) > 1)} "
+                    f"{', '.join(layers)} {fate} (router={router}): the run reads none of its "
+                    "languages"
                 )
     return told

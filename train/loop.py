@@ -239,10 +239,12 @@ def evaluate_in_loop(trainer: Trainer, log: MetricsLog | None) -> None:
 def write_samples(trainer: Trainer) -> None:
     """One sample a family into samples/."""
     trainer.decoder.eval()
-    samples = family_samples(
-        trainer.decoder, trainer.storage, trainer.manifest, trainer.tokenizer,
-        tokens=trainer.config.logging.sample_tokens, seed=trainer.config.run.seed + trainer.step,
-    )  # fmt: skip
+    with trainer.engine.autocast():
+        samples = family_samples(
+            trainer.decoder, trainer.storage, trainer.manifest, trainer.tokenizer,
+            tokens=trainer.config.logging.sample_tokens,
+            seed=trainer.config.run.seed + trainer.step,
+        )  # fmt: skip
     trainer.decoder.train()
     text = "".join(
         f"[{s['family']}, {s['language']}] {s['prompt']} >>> {s['text']}\n\n" for s in samples

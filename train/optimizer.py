@@ -157,15 +157,15 @@ class Optimizers:
 
 
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices of the layers; embedding, head, routers and stacks of experts; norms."""
+    """Matrices of the layers; embedding, head, routers, gates and stacks of experts; norms."""
     matrices, embeddings, norms = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             norms.append(parameter)
         elif name.startswith(("embed.", "head.")):
             embeddings.append(parameter)
-        elif ".feed_forward.router." in name or parameter.ndim > 2:
-            # A router's rows are as many vectors; stacks of experts are more than Muon takes.
+        elif ".feed_forward.router." in name or name.endswith("gate.weight") or parameter.ndim > 2:
+            # Rows of a router or a gate are vectors; stacks of experts are more than Muon takes.
             embeddings.append(parameter)
         else:
             matrices.append(parameter)

@@ -16,6 +16,9 @@ from ..model.decoder import Decoder, DecoderExtras, Layer, parameter_family
 from ..model.routers import TokenRouter
 from .engines.torch import TorchEngine
 
+SHARED = ""
+"""The owner of the experts that belong to no family."""
+
 
 class StepRouting:
     """Counts of one step, and what follows from them."""
@@ -77,7 +80,7 @@ class StepRouting:
         counts = [self.tokens_F, *self.choices_FE.values(), *self.histograms_EQ.values()]
         self._sum(counts + list(self.not_finite.values()))
         self._sum(list(self.gates_F.values()))
-        broken = [int(count) for count in self.not_finite.values()]
+        broken = torch.stack([*self.not_finite.values()]).tolist() if self.not_finite else []
         for number, count in zip(self.not_finite, broken, strict=True):
             if count:
                 raise FloatingPointError(
@@ -97,37 +100,41 @@ class StepRouting:
     def touched(self, families: tuple[str, ...]) -> Callable[[str], bool]:
         """Which parameters a step may move: the trunk, and experts that had tokens.
 
-        A family's router rows move with its experts, or in every step if they have a gradient in
-        every step; otherwise momentum and decay would move them without one.
+        A group's router rows move with its experts, and where a loss pulls on them without a
+        choice; otherwise momentum and decay would move them without a gradient.
 
         Args:
             families: those with a slot somewhere in the global batch.
         Returns:
             canonical name -> whether some process has a gradient for it.
         """
-        used: dict[int, set[str]] = {}
-        for number, choices_FE in self.choices_FE.items():
-            router = self.blocks[number].router
-            assert isinstance(router, TokenRouter)
-            parts = choices_FE.sum(0).split(router.group_sizes)
-            sums = torch.stack([part.sum() for part in parts]).tolist()
-            used[number] = {name for name, n in zip(self.families, sums, strict=False) if n}
+        used = dict(zip(self.choices_FE, self._used_groups(), strict=True))
 
         def moves(name: str) -> bool:
-            family = parameter_family(name)
-            if family is None or name.startswith("family_head."):
+            shared = ".shared_experts." in name or ".router.shared." in name
+            owner = SHARED if shared else parameter_family(name)
+            if owner is None or name.startswith("family_head."):
                 return True
             number = int(name.split(".")[1])
             router = self.blocks[number].router if number in self.blocks else None
-            if (
-                ".feed_forward.router." in name
-                and isinstance(router, TokenRouter)
-                and router.rows_always_learn
-            ):
-                return True
-            return family in used.get(number, families)
+            if isinstance(router, TokenRouter) and ".feed_forward.router." in name:
+                wanted = router.config.sequence_loss > 0 and owner in (SHARED, *families)
+                if wanted or router.rows_always_learn:
+                    return True
+            return owner in used.get(number, families)
 
         return moves
+
+    def _used_groups(self) -> list[set[str]]:
+        """The owners of the experts that tokens chose, of each layer in `choices_FE`."""
+        sums: list[Tensor] = []
+        for number, choices_FE in self.choices_FE.items():
+            router = self.blocks[number].router
+            assert isinstance(router, TokenRouter)
+            sums += [part.sum() for part in choices_FE.sum(0).split(router.group_sizes)]
+        chosen = iter(torch.stack(sums).tolist() if sums else [])
+        owners = (*self.families, SHARED)
+        return [{name for name in owners if next(chosen)} for _ in self.choices_FE]
 
     @torch.no_grad()
     def move(self) -> None:
@@ -148,6 +155,7 @@ class StepRouting:
                         balance_E, self.histograms_EQ[number], targets_E, routing.quantile_decay
                     )
                 router.set_state(balance_E, relative_load(counts_E, targets_E))
+                router.limit_biases()
             if number in self.gates_F:
                 mean_F = self.gates_F[number] / self.tokens_F.clamp_min(1)
                 budgets = [
@@ -156,5 +164,5 @@ class StepRouting:
                 budget_F = torch.tensor(budgets, dtype=mean_F.dtype, device=mean_F.device)
                 seen_F = self.tokens_F[:-1] > 0
                 pull_F = torch.sign(mean_F[:-1] - budget_F)
-                block.budget_pull_F.copy_(torch.where(seen_F, pull_F, block.budget_pull_F))
+                block.set_budget_pull(torch.where(seen_F, pull_F.float(), block.budget_pull_F))
         self._begin()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +32,9 @@ from .config import RunConfig
 from .errors import UserError
 
 MAY_CHANGE = ("run.steps", "run.root", "engine.", "checkpoint.", "logging.", "evaluation.",
-              "cluster.", "debug.", "data.prepared", "data.corpus", "data.storage.",
-              "optim.learning_rate", "optim.muon_learning_rate", "optim.clip_norm")  # fmt: skip
+              "cluster.", "debug.", "model.attention", "data.prepared", "data.corpus",
+              "data.storage.", "optim.learning_rate", "optim.muon_learning_rate",
+              "optim.clip_norm")  # fmt: skip
 """Settings that a resumed run may change; any other difference is another run."""
 
 
@@ -162,6 +163,8 @@ def open_run(folder: Path, step: int | None = None) -> OpenRun:
     storage = open_storage(config.data.prepared, config.data.storage)
     manifest, tokenizer = load_prepared(storage)
     state = read_state(checkpoint)
+    # The run's own backend may want another device or precision than what reads it now.
+    config = replace(config, model=replace(config.model, attention="auto"))
     decoder = build_decoder(config.model, manifest.families, seed=config.run.seed)
     load_weights(checkpoint, decoder)
     decoder.eval()

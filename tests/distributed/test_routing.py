@@ -22,7 +22,7 @@ SETTINGS = (
     "model.routing.z_loss=0.001",
     "run.steps=8",
 )
-STATE = ("balance", "load", "budget_pull_F")
+STATE = ("balance", "load", "budget_pull")
 
 
 def state(run: Path) -> dict[str, list[float]]:
@@ -51,5 +51,5 @@ def test_processes_and_micro_batches_change_neither_losses_nor_balance(
     assert train_losses(two) == pytest.approx(train_losses(one), rel=1e-5)
     moved = state(one)
     assert state(two) == moved
-    assert len(moved) == 2 * (2 * 5 + 1)  # four families and the shared experts, in two layers
+    assert len(moved) == 2 * (2 * 5 + 4)  # four families and the shared experts, in two layers
     assert all(any(values) for name, values in moved.items() if "shared" in name)

@@ -88,7 +88,7 @@ def test_the_gates_loss_pulls_each_familys_mean_to_its_budget() -> None:
         optimiser.step()
         gate_B = left.gate_B / 6
         mean_F = torch.stack([gate_B[0], gate_B[3], gate_B[1:3].mean()])
-        made.budget_pull_F.copy_(torch.sign(mean_F - budgets_F))
+        made.set_budget_pull(torch.sign(mean_F - budgets_F))
     x_BTD = torch.randn(4, 600, 16, generator=generator) + offsets_BD[:, None]
     _, left = made(x_BTD, context(T=600))
     assert left.gate_B is not None

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xylem.model.config import LayerPlan, RouterName
+from xylem.model.config import LayerPlan, RouterName, RoutingConfig
 from xylem.model.decoder import build_decoder, parameter_family
 from xylem.model.errors import ModelError
 from xylem.model.routers import (
@@ -356,6 +356,15 @@ def test_logits_that_are_no_numbers_are_counted(value: float) -> None:
     assert made(x_BTD, context()).statistics.not_finite == 2
 
 
+def test_an_unsmoothed_prior_needs_as_many_open_experts_as_choices() -> None:
+    """Else a token would take foreign experts with weight 0, and move them by their momentum."""
+    routing = RoutingConfig(prior_smoothing=0.0, experts_per_family=1)
+    with pytest.raises(ModelError, match=r"prior_smoothing=0 gives .* raise prior_smoothing"):
+        routing.group_sizes(FAMILIES)
+    shared = RoutingConfig(prior_smoothing=0.0, experts_per_family=1, shared_experts=1)
+    assert shared.group_sizes(FAMILIES) == (*(1,) * len(FAMILIES), 1)
+
+
 def test_experts_that_no_data_reaches_are_told() -> None:
     plan = [
         LayerPlan(trunk_width=8, expert_width=4),
@@ -368,6 +377,6 @@ def test_experts_that_no_data_reaches_are_told() -> None:
     assert unreachable_experts(config(plan=plan), FAMILIES, {"alpha", "gamma"}) == [
         "the experts of beta in layers 0, 4 are never trained (router=family): the run reads none "
         "of its languages",
-        "the experts of beta in layers 2 see no text of their own (router=prior): the run reads "
+        "the experts of beta in layer 2 see no text of their own (router=prior): the run reads "
         "none of its languages",
     ]

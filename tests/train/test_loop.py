@@ -1,14 +1,18 @@
 """The loop in one process: what a run writes, and that it learns."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from xylem.model.attention_backends import BACKENDS, Case, choose
 from xylem.train.compose import compose_config
 from xylem.train.errors import UserError
 from xylem.train.loop import pretrain
 from xylem.train.metrics import read_metrics
+from xylem.train.run_folder import open_run
 
 from ..conftest import Prepared, run_settings, train_losses
 
@@ -85,3 +89,20 @@ def test_rows_that_a_crash_undid_are_told_once(prepared: Prepared, tmp_path: Pat
     pretrain(compose_config(settings))
     assert train_losses(run) == before
     assert [row["step"] for row in read_metrics(run, "start")] == [0, 3]
+
+
+def test_a_backend_of_half_precision_serves_the_whole_run_and_is_not_asked_for_after(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples and evaluation run in the run's precision; what reads it later takes what it can."""
+
+    def refusal(case: Case) -> str | None:
+        return None if case.dtype == torch.bfloat16 else "computes in bfloat16 only"
+
+    monkeypatch.setitem(BACKENDS, "reference", replace(BACKENDS["reference"], refusal=refusal))
+    choose.cache_clear()
+    more = ("run.steps=2", "engine.precision=bf16", "model.attention=reference",
+            "logging.samples_every=1", "logging.sample_tokens=2", "evaluation.every=1")  # fmt: skip
+    pretrain(compose_config(run_settings(prepared, tmp_path, "run", *more)))
+    choose.cache_clear()
+    assert open_run(tmp_path / "run").decoder.config.attention == "auto"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xylem.model.config import LayerPlan, ModelConfig
+from xylem.model.config import LayerPlan, ModelConfig, RoutingConfig
 from xylem.model.decoder import build_decoder, parameter_family
 from xylem.model.routers import FamilySegment
 from xylem.train.errors import UserError
@@ -99,3 +99,18 @@ def test_state_of_another_optimiser_is_refused() -> None:
         state.setdefault(name, {})[key] = value
     with pytest.raises(UserError, match="resume with the optimiser that began the run"):
         Optimizers(model, OptimConfig(name="adamw"), 10).load(state)
+
+
+def test_muon_leaves_vectors_and_stacks_to_adamw() -> None:
+    config = ModelConfig(
+        vocab_size=50, hidden_size=16, heads=2, kv_heads=1, head_dim=8,
+        layer_plan=(LayerPlan(trunk_width=24, expert_width=8, router="topk"),),
+        routing=RoutingConfig(gate=True),
+    )  # fmt: skip
+    model = build_decoder(config, ("alpha", "beta"), seed=0)
+    optimizers = Optimizers(model, OptimConfig(name="muon"), steps=10)
+    _, (muon, _) = optimizers.optimizers
+    held = muon.param_groups[0]["params"]
+    names = {optimizers.names[p].rpartition("feed_forward.")[2] for p in held}
+    assert names == {"layers.0.attention.qkv.weight", "layers.0.attention.out.weight",
+                     "trunk.gate_up.weight", "trunk.down.weight"}  # fmt: skip
