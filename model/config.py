@@ -4,7 +4,6 @@ A layer plan is a list of entries; each stands for `repeat` equal layers, so tha
 (experts early and late, trunk alone in the middle) takes three lines of YAML.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +14,9 @@ from .errors import ModelError
 RouterName = Literal["family", "prior", "topk", "hybrid", "hybrid_published", "domain"]
 BALANCED = ("prior", "topk")
 """Routers whose experts can be balanced; the others' choices are given from outside."""
+MOST_EXPERTS = 1 << 16
+LARGEST = 1_000_000
+"""Of weights and strengths: far beyond any use, and far below what float32 overflows at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +94,13 @@ class RoutingConfig:
 
     def __post_init__(self) -> None:
         for name in ("top_k", "experts_per_family"):
-            _at_least(f"model.routing.{name}", getattr(self, name), 1)
+            _between(f"model.routing.{name}", getattr(self, name), 1, MOST_EXPERTS)
+        _between("model.routing.shared_experts", self.shared_experts, 0, MOST_EXPERTS)
         for name in (
-            "shared_experts", "prior_strength", "family_head_loss", "bias_rate", "sequence_loss",
+            "prior_strength", "family_head_loss", "bias_rate", "sequence_loss",
             "global_loss", "z_loss", "gate_loss",
         ):  # fmt: skip
-            _at_least(f"model.routing.{name}", getattr(self, name), 0)
+            _between(f"model.routing.{name}", getattr(self, name), 0, LARGEST)
         shares = {f"family_budgets.{name}": budget for name, budget in self.family_budgets.items()}
         for name in ("prior_smoothing", "tag_dropout", "gate_budget"):
             shares[name] = getattr(self, name)
@@ -112,7 +115,7 @@ class RoutingConfig:
                     "would leave nothing"
                 )
         for name, count in self.family_experts.items():
-            _at_least(f"model.routing.family_experts.{name}", count, 1)
+            _between(f"model.routing.family_experts.{name}", count, 1, MOST_EXPERTS)
 
     def check_families(self, families: Sequence[str]) -> None:
         """Raises ModelError when a setting names a family that the model does not have."""
@@ -160,9 +163,9 @@ class RoutingConfig:
         return self.balance != "none" or self.sequence_loss > 0 or self.global_loss > 0
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-    if not least <= value < math.inf:
-        raise ModelError(f"{name}={value} must be at least {least}, and finite")
+def _between(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ModelError(f"{name}={value} must be at least {least} and at most {most:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

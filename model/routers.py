@@ -298,7 +298,8 @@ def load_domain_rows(model: nn.Module, path: Path) -> None:
         path: safetensors of family -> embedding [D], and `shared`, if there are such experts; as
             `scripts/domain_embeddings.py` writes it.
     Raises:
-        ModelError: the file is missing or damaged, lacks a family, or is of another size.
+        ModelError: the file is missing or damaged, lacks a family, is of another size, or holds
+            what is no number.
     """
     setting = f"model.routing.domain_rows={path}"
     try:
@@ -321,6 +322,11 @@ def load_domain_rows(model: nn.Module, path: Path) -> None:
                     f"{setting} holds {list(rows[name].shape)} values for {name!r}, the model "
                     f"needs {list(part.weight.shape[1:])}: write it from a run of "
                     f"model.hidden_size={part.weight.shape[1]}"
+                )
+            if not rows[name].isfinite().all():
+                raise ModelError(
+                    f"{setting} holds NaN or infinite values for {name!r}: write it anew from a "
+                    "run whose losses are numbers"
                 )
             with torch.no_grad():
                 part.weight.copy_(rows[name].expand_as(part.weight))

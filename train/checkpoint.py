@@ -122,7 +122,7 @@ class CheckpointWriter:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise OSError(
-                f"{final} could not be written ({error}): the last whole checkpoint stands; make "
+                f"{final} could not be written ({error}): those written before stand; make "
                 "room, and start the same command again"
             ) from error
         if final.exists():
@@ -314,7 +314,7 @@ def check_seal(file: Path) -> None:
     if digest != seal.read_text(encoding="utf-8").strip():
         raise DamagedCheckpoint(
             f"{file} is not what was written (sha256 differs): resume from another checkpoint "
-            "with checkpoint.resume=PATH"
+            "with checkpoint.resume=PATH, evaluate or export another with --step"
         )
 
 

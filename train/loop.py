@@ -136,7 +136,7 @@ def check_norm(norm: float, step: int) -> None:
     """
     if not math.isfinite(norm):
         raise FloatingPointError(
-            f"the gradient's norm is {norm} at step {step}: resume the last checkpoint with a "
+            f"the gradient's norm is {norm} at step {step + 1}: resume the last checkpoint with a "
             "lower optim.learning_rate, or with debug.anomaly=true to find the operation"
         )
 

@@ -84,7 +84,8 @@ def choose_sentences(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The languages of a run that have parallel text, and the ids that all of them share.
 
-    A language with less than half of the pivot's ids is left out: it would take them from all.
+    A language with less than half of the pivot's ids is left out: it would take them from all. An
+    empty text is none.
 
     Args:
         texts: language code -> id -> text.
@@ -110,6 +111,7 @@ def choose_sentences(
             f"logging.pivot={pivot} has no sentence in logging.parallel_sentences: set it to one "
             f"of {_some(found)}"
         )
+    texts = {code: {i: t for i, t in texts[code].items() if t.strip()} for code in found}
     held = {code: len(texts[code].keys() & texts[pivot].keys()) for code in found}
     kept = tuple(code for code in found if held[code] >= ENOUGH * held[pivot])
     if len(kept) == 1:

@@ -127,11 +127,16 @@ def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = Non
     limit = config.cluster.memory_gib * GIB
     if sum(memory.values()) > limit:
         worst = max(memory, key=lambda name: memory[name])
+        ways_out = (
+            "engine.micro_slots, data.slot_sequences or the model's widths, or set "
+            "engine.recompute=1"
+            if worst == "activations"
+            else "the model's widths or its experts"
+        )
         raise UserError(
             f"a process would need {sum(memory.values()) / GIB:.1f} GiB, cluster.memory_gib="
             f"{config.cluster.memory_gib:g}: most goes to {worst} "
-            f"({memory[worst] / GIB:.1f} GiB); lower engine.micro_slots, data.slot_sequences or "
-            "the model's widths, or set engine.recompute=1"
+            f"({memory[worst] / GIB:.1f} GiB); lower {ways_out}"
         )
     languages = tuple(language_plans(order, manifest, config.run.steps, T))
     read = {row.family for row in languages if row.sequences}

@@ -6,6 +6,7 @@ sequence numbers tell. Times are those of the device: kernels on a GPU, operator
 Read next: `loop.py`, which has the stages.
 """
 
+import gzip
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -118,14 +119,18 @@ class Profile:
         wall = time.perf_counter() - self.began
         self.tracer.stop()
         self._unmark()
+        tracer, self.tracer = self.tracer, None
+        times = read_times(cast(Iterable[FunctionEvent], tracer.events()), wall, self.device)
         folder = self.folder / "profile"
-        folder.mkdir(exist_ok=True)
-        self.tracer.export_chrome_trace(str(folder / "trace.json.gz"))
-        times = read_times(cast(Iterable[FunctionEvent], self.tracer.events()), wall, self.device)
-        self.tracer = None
-        with (folder / "time.txt").open("w", encoding="utf-8") as file:
-            for table in tables(times, self.steps, self.device):
-                Console(file=file, width=110).print(table)
+        try:
+            folder.mkdir(exist_ok=True)
+            with (folder / "time.txt").open("w", encoding="utf-8") as file:
+                for table in tables(times, self.steps, self.device):
+                    Console(file=file, width=110).print(table)
+            export_trace(tracer, folder / "trace.json.gz")
+        except OSError as error:
+            say(f"the profile could not be written ({error}): make room; the run goes on")
+            return
         names = sorted(times.forward.keys() | times.backward.keys(), key=times.of, reverse=True)
         told = ", ".join(f"{name} {times.of(name) / wall:.0%}" for name in names[:4])
         say(
@@ -176,6 +181,25 @@ def _mark(module: nn.Module, name: str) -> tuple[RemovableHandle, RemovableHandl
         module.register_forward_pre_hook(begin, prepend=True),
         module.register_forward_hook(end, always_call=True),
     )
+
+
+def export_trace(tracer: torch.profiler.profile, path: Path) -> None:
+    """Writes a Chrome trace, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    reason = "the disk or the limit on a file's size is full"
+    try:
+        tracer.export_chrome_trace(str(path))
+        with gzip.open(path) as file:
+            # Where PyTorch runs out of room, it writes nothing and goes on.
+            if file.read(80).strip().startswith(b"{"):
+                return
+    except (OSError, EOFError, RuntimeError) as error:
+        reason = str(error)
+    path.unlink(missing_ok=True)
+    raise OSError(f"{path}: {reason}")
 
 
 def read_times(events: Iterable[FunctionEvent], wall: float, device: torch.device) -> Times:

@@ -85,8 +85,8 @@ class StepRouting:
             if count:
                 raise FloatingPointError(
                     f"the router of layer {number} had NaN or infinite logits for {count} tokens "
-                    f"at step {step}: resume the last checkpoint with a lower optim.learning_rate "
-                    "or a larger model.routing.z_loss"
+                    f"at step {step + 1}: resume the last checkpoint with a lower "
+                    "optim.learning_rate, or begin anew with a larger model.routing.z_loss"
                 )
 
     def _sum(self, tensors: list[Tensor]) -> None:

@@ -102,6 +102,7 @@ def test_domain_rows_are_the_embeddings(tmp_path: Path) -> None:
     [
         ({"beta": None}, "has no embedding of 'beta'; it has alpha, gamma, shared"),
         ({"shared": None}, "has no embedding of 'shared'"),
+        ({"gamma": torch.full((32,), float("nan"))}, "NaN or infinite values for 'gamma'"),
         ({"gamma": torch.zeros(16)}, r"holds \[16\] values for 'gamma', the model needs \[32\]"),
     ],
 )
@@ -274,7 +275,7 @@ def test_initial_weights_of_a_token_routed_model_do_not_depend_on_other_families
         ("prior", {"top_k": 0}, "top_k=0 must be at least 1"),
         ("prior", {"tag_dropout": 1.5}, "tag_dropout=1.5 must be a share between 0 and 1"),
         ("prior", {"expert_masking": 1.0}, "expert_masking=1.0 must be a share from 0 to below 1"),
-        ("prior", {"prior_strength": float("inf")}, "prior_strength=inf must be .* finite"),
+        ("prior", {"prior_strength": float("inf")}, "prior_strength=inf must be .* at most"),
         ("prior", {"family_experts": {"alpha": 0}}, "family_experts.alpha=0 must be at least 1"),
     ],
 )  # fmt: skip
@@ -363,6 +364,16 @@ def test_an_unsmoothed_prior_needs_as_many_open_experts_as_choices() -> None:
         routing.group_sizes(FAMILIES)
     shared = RoutingConfig(prior_smoothing=0.0, experts_per_family=1, shared_experts=1)
     assert shared.group_sizes(FAMILIES) == (*(1,) * len(FAMILIES), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("shared_experts", 1 << 17), ("experts_per_family", 10**9), ("prior_strength", 1e39),
+     ("bias_rate", 1e38), ("z_loss", float("inf"))],
+)  # fmt: skip
+def test_values_beyond_any_use_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ModelError, match=rf"model\.routing\.{name}=.* at most "):
+        RoutingConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_experts_that_no_data_reaches_are_told() -> None:

@@ -16,7 +16,7 @@ from xylem.train.compose import compose_config
 from xylem.train.errors import UserError
 from xylem.train.loop import pretrain
 from xylem.train.optimizer import OptimConfig, Optimizers
-from xylem.train.profiling import OTHER, Times, mark_parts, part, read_times
+from xylem.train.profiling import OTHER, Times, export_trace, mark_parts, part, read_times
 
 from ..conftest import Prepared, run_settings, train_losses
 
@@ -94,6 +94,34 @@ def test_a_run_too_short_says_that_nothing_is_profiled(
     pretrain(compose_config(settings))
     assert "debug.profile=3 needs 6 steps, and 4 are left" in capsys.readouterr().out
     assert not (tmp_path / "run" / "profile").exists()
+
+
+@pytest.mark.parametrize("left", [b"", gzip.compress(b"")])
+def test_a_trace_that_was_not_written_is_an_error_and_leaves_no_file(
+    left: bytes, tmp_path: Path
+) -> None:
+    """PyTorch reports no error where it runs out of room."""
+
+    class Tracer:
+        def export_chrome_trace(self, path: str) -> None:
+            Path(path).write_bytes(left)
+
+    with pytest.raises(OSError, match=r"trace\.json\.gz: the disk or the limit"):
+        export_trace(Tracer(), tmp_path / "trace.json.gz")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_that_cannot_be_written_ends_no_run(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "profile").write_text("in the way")
+    pretrain(
+        compose_config(run_settings(prepared, tmp_path, "run", "run.steps=6", "debug=profile"))
+    )
+    assert "the profile could not be written" in capsys.readouterr().out
+    assert len(train_losses(run)) == 6
 
 
 def test_a_negative_number_of_steps_is_refused() -> None:

@@ -296,6 +296,12 @@ def test_the_ids_are_those_that_all_languages_share() -> None:
     assert choose_sentences(TEXTS, codes, "bbb_Latn", 1)[1] == ("3",)
 
 
+def test_an_empty_sentence_is_none() -> None:
+    texts = {**TEXTS, "bbb_Latn": {**TEXTS["bbb_Latn"], "3": "  "}}
+    chosen = choose_sentences(texts, ("aaa_Latn", "bbb_Latn"), "bbb_Latn", 16)
+    assert chosen == (("aaa_Latn", "bbb_Latn"), ("2",))
+
+
 def test_a_language_with_few_of_the_sentences_does_not_take_them_from_all() -> None:
     chosen = choose_sentences(TEXTS, ("aaa_Latn", "bbb_Latn", "ccc_Latn"), "aaa_Latn", 16)
     assert chosen == (("aaa_Latn", "bbb_Latn"), ("2", "3"))
