@@ -182,6 +182,22 @@ class Order:
             counts[stage.families[i]] = after - before
         return counts
 
+    def slot_table(self, first: int, last: int) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+        """Slots of each family in the steps from `first` to before `last`, a table a ledger entry.
+
+        Returns:
+            (families in their fixed order, counts [steps, families]).
+        """
+        entries = self.ledger.entries
+        for index, entry in enumerate(entries):
+            until = entries[index + 1].from_step if index + 1 < len(entries) else last
+            begin, end = max(first, entry.from_step), min(last, until)
+            if begin < end:
+                stage = self._stage(index)
+                counts = [stage.slots.counts(s - entry.from_step) for s in range(begin, end + 1)]
+                table = np.stack(counts)
+                yield stage.families, table[1:] - table[:-1]
+
     def step(self, step: int) -> list[Slot]:
         """The slots of a step, families in their fixed order."""
         index, stage = self._at(step)

@@ -5,15 +5,21 @@ Positions count within the sequence; rotary embeddings see differences only, so 
 in its sequence does not matter. Read next: `attention_backends.py`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .attention_backends import Backend, Choice, choose_backend
+from .attention_kernels import sdpa_attention
+from .collectives import Sharing
 from .config import ModelConfig
-from .documents import document_starts
+from .documents import document_mask, document_starts
 from .norms import RMSNorm
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q_BTHK, k_BTGK, v_BTGK) -> y_BTHK."""
 
 
 class DocumentAttention:
@@ -42,14 +48,31 @@ def attention_choice(config: ModelConfig, device: torch.device, dtype: torch.dty
     )  # fmt: skip
 
 
+class ContextAttention:
+    """The same where this process has some of the queries and all keys, in the context's order."""
+
+    def __init__(self, documents_BT: Tensor, sharing: Sharing) -> None:
+        T, device = documents_BT.shape[1], documents_BT.device
+        queries_T, keys_T = sharing.positions(T, device), sharing.all_positions(T, device)
+        self.mask_B1TT = document_mask(document_starts(documents_BT))[:, :, queries_T][..., keys_T]
+
+    def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
+        """[B, this process's T, H, K]."""
+        return sdpa_attention(q_BTHK, k_BTGK, v_BTGK, self.mask_B1TT)
+
+
 def document_attention(
-    config: ModelConfig, x_BTD: Tensor, documents_BT: Tensor
-) -> DocumentAttention:
+    config: ModelConfig, x_BTD: Tensor, documents_BT: Tensor, sharing: Sharing | None = None
+) -> "DocumentAttention | ContextAttention":
     """Attention of the forward pass whose hidden states are x_BTD.
 
+    Args:
+        documents_BT: of whole sequences.
     Raises:
         ModelError: the config names a backend that cannot run here.
     """
+    if sharing is not None and sharing.groups.context is not None:
+        return ContextAttention(documents_BT, sharing)
     choice = attention_choice(config, x_BTD.device, x_BTD.dtype)
     return DocumentAttention(choice.backend, documents_BT)
 
@@ -94,21 +117,33 @@ class Attention(nn.Module):
     """Grouped-query attention with per-head RMSNorm on queries and keys (Qwen3's)."""
 
     def __init__(
-        self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, eps: float
+        self,
+        hidden_size: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        sharing: Sharing | None = None,
     ) -> None:
         super().__init__()
+        self.sharing = Sharing() if sharing is None else sharing
+        of = self.sharing.part.tensor[1]
+        heads, kv_heads = heads // of, kv_heads // of
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * head_dim, bias=False)
         self.q_norm = RMSNorm(head_dim, eps)
         self.k_norm = RMSNorm(head_dim, eps)
         self.out = nn.Linear(heads * head_dim, hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_sin_2TK: Tensor, attend: DocumentAttention) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_sin_2TK: Tensor, attend: Attend) -> Tensor:
         """Attends within documents; [B, T, D] to [B, T, D]."""
+        x_BTD = self.sharing.enter(x_BTD)
         B, T, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(B, T, self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v_BTGK = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q_BTHK = apply_rotary(self.q_norm(q), cos_sin_2TK)
         k_BTGK = apply_rotary(self.k_norm(k), cos_sin_2TK)
-        y_BTHK = attend(q_BTHK.to(v_BTGK.dtype), k_BTGK.to(v_BTGK.dtype), v_BTGK)
-        return self.out(y_BTHK.reshape(B, T, self.heads * self.head_dim))
+        q_BTHK, k_BTGK = q_BTHK.to(v_BTGK.dtype), k_BTGK.to(v_BTGK.dtype)
+        k_BTGK, v_BTGK = self.sharing.over_context(k_BTGK), self.sharing.over_context(v_BTGK)
+        y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK)
+        return self.sharing.leave(self.out(y_BTHK.reshape(B, T, self.heads * self.head_dim)))

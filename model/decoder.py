@@ -9,19 +9,22 @@ Shapes: B sequences, T positions, D model, V vocabulary, F families. Read next: 
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, DocumentAttention, document_attention, rotary_tables
+from .attention import Attend, Attention, document_attention, rotary_tables
+from .collectives import Sharing
 from .config import LayerPlan, ModelConfig
 from .errors import ModelError
 from .feed_forward import FeedForward, FeedForwardExtras
 from .norms import RMSNorm
+from .part import View, parameter_view, share, take, whole
 from .prior import FamilyHead, family_loss, family_prior, shown_tags
 from .routers import FamilySegment, RoutingContext, check_segments
 
@@ -49,20 +52,27 @@ class Layer(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
     def __init__(
-        self, config: ModelConfig, plan: LayerPlan, families: Sequence[str], number: int
+        self,
+        config: ModelConfig,
+        plan: LayerPlan,
+        families: Sequence[str],
+        number: int,
+        sharing: Sharing,
     ) -> None:
         super().__init__()
         D, eps = config.hidden_size, config.norm_eps
         self.attention_norm = RMSNorm(D, eps)
-        self.attention = Attention(D, config.heads, config.kv_heads, config.head_dim, eps)
+        self.attention = Attention(D, config.heads, config.kv_heads, config.head_dim, eps, sharing)
         self.feed_forward_norm = RMSNorm(D, eps)
-        self.feed_forward = FeedForward(D, plan, families, config.routing, f"layer {number}")
+        self.feed_forward = FeedForward(
+            D, plan, families, config.routing, f"layer {number}", sharing
+        )
 
     def forward(
         self,
         x_BTD: Tensor,
         cos_sin_2TK: Tensor,
-        attend: DocumentAttention,
+        attend: Attend,
         context: RoutingContext,
     ) -> tuple[Tensor, FeedForwardExtras]:
         """[B, T, D] to [B, T, D], and what the experts leave beside it."""
@@ -71,34 +81,73 @@ class Layer(nn.Module):
         return x_BTD + y_BTD, extras
 
 
-class Decoder(nn.Module):
-    """A causal decoder with a trunk for all languages and experts for each family."""
+class Layers(nn.Module):
+    """Some of a decoder's layers, under their numbers."""
 
-    def __init__(self, config: ModelConfig, families: Sequence[str]) -> None:
+    def __init__(self, layers: Mapping[int, Layer]) -> None:
+        super().__init__()
+        self.numbers = tuple(layers)
+        for number, layer in layers.items():
+            self.add_module(str(number), layer)
+
+    def __getitem__(self, number: int) -> Layer:
+        return cast(Layer, getattr(self, str(number)))
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (self[number] for number in self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def items(self) -> Iterator[tuple[int, Layer]]:
+        """Number and layer, in order."""
+        return ((number, self[number]) for number in self.numbers)
+
+
+class Decoder(nn.Module):
+    """A causal decoder with a trunk for all languages and experts for each family.
+
+    It may be a part of one (`part.py`): some layers, some families' experts, a share of each
+    matrix; names stay those of the whole.
+    """
+
+    def __init__(
+        self, config: ModelConfig, families: Sequence[str], sharing: Sharing | None = None
+    ) -> None:
+        """
+        Args:
+            sharing: what of it is here, and with whom its forward pass is shared; None is all.
+        """
         super().__init__()
         self.config = config
         self.families = tuple(families)
+        self.sharing = Sharing(whole(config, families)) if sharing is None else sharing
+        part = self.sharing.part
         self.recompute = 0
         """Every n-th layer, from the first, computes its activations again in the backward
         pass instead of keeping them; 0 is none."""
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            Layer(config, plan, families, number) for number, plan in enumerate(config.layers)
+        self.vocabulary = share(config.vocab_size, *part.tensor)
+        V, D = self.vocabulary[1] - self.vocabulary[0], config.hidden_size
+        embeds = part.first or (part.last and config.tied_embeddings)
+        self.embed = nn.Embedding(V, D) if embeds else None
+        plans = config.layers
+        self.layers = Layers(
+            {n: Layer(config, plans[n], families, n, self.sharing) for n in part.layers}
         )
-        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.final_norm = RMSNorm(D, config.norm_eps) if part.last else None
         self._index = {name: i for i, name in enumerate(self.families)}
-        routers = {plan.router for plan in config.layers}
-        self.family_head = FamilyHead(config.hidden_size, families) if "prior" in routers else None
-        self.head = (
-            None
-            if config.tied_embeddings
-            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        prior = part.first and any(plan.router == "prior" for plan in plans)
+        self.family_head = FamilyHead(D, families) if prior else None
+        heads = part.last and not config.tied_embeddings
+        self.head = nn.Linear(D, V, bias=False) if heads else None
 
     @property
     def head_weight_VD(self) -> Tensor:
-        """The output projection: the head's, or the embedding where they are tied."""
-        return self.embed.weight if self.head is None else self.head.weight
+        """The output projection: the head's, or the embedding where they are tied; with tensor
+        parallelism the rows of `vocabulary`."""
+        module = self.embed if self.head is None else self.head
+        assert module is not None, "only the last stage of a pipeline has a head"
+        return module.weight
 
     def forward(
         self,
@@ -108,27 +157,38 @@ class Decoder(nn.Module):
         *,
         keys_B: Tensor | None = None,
         extras: DecoderExtras | None = None,
+        hidden_BTD: Tensor | None = None,
+        layers: Sequence[int] | None = None,
     ) -> Tensor:
-        """Final hidden states.
+        """Final hidden states, or those after this part's layers.
 
         Args:
-            tokens_BT: token ids.
+            tokens_BT: token ids of whole sequences.
             documents_BT: the number of each position's document in its sequence.
             segments: which rows belong to which family, in order; for token routers the family may
                 be empty, a row without a tag.
             keys_B: random keys of the rows in training; without them nothing is drawn.
             extras: filled with losses and statistics of routers, if given.
+            hidden_BTD: what the layer before gave, on a later stage of a pipeline.
+            layers: those to run, of this part's; None runs them all.
         Returns:
-            hidden_BTD, normed; logits are its product with `head_weight_VD`.
+            hidden_BTD at this process's positions, normed after the last layer; logits are its
+            product with `head_weight_VD`.
         """
         extras = DecoderExtras() if extras is None else extras
-        x_BTD = self.embed(tokens_BT)
-        attend = document_attention(self.config, x_BTD, documents_BT)
+        layers = self.layers.numbers if layers is None else layers
+        sharing = self.sharing
+        x_BTD = self._embedded(tokens_BT) if hidden_BTD is None else hidden_BTD
+        attend = document_attention(self.config, x_BTD, documents_BT, sharing)
         cos_sin_2TK = rotary_tables(
             tokens_BT.shape[1], self.config.head_dim, self.config.rope_theta, tokens_BT.device
         )
+        positions = sharing.positions(tokens_BT.shape[1], tokens_BT.device)
+        if positions is not None:
+            cos_sin_2TK = cos_sin_2TK[:, positions]
         context = self._context(x_BTD, documents_BT, segments, keys_B, extras)
-        for number, layer in enumerate(self.layers):
+        for number in layers:
+            layer = self.layers[number]
             # Nothing is drawn from a generator: masks and dropouts come from `keys_B`.
             run = (
                 partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
@@ -139,7 +199,20 @@ class Decoder(nn.Module):
             if left.statistics is not None or left.gate_B is not None:
                 extras.layers[number] = left
             extras.add(left.auxiliary)
-        return self.final_norm(x_BTD)
+        if layers and layers[-1] == len(self.config.layers) - 1 and self.final_norm is not None:
+            return self.final_norm(x_BTD)
+        return x_BTD
+
+    def _embedded(self, tokens_BT: Tensor) -> Tensor:
+        """Embeddings of this process's positions; each process looks up its own vocabulary."""
+        assert self.embed is not None, "only the first stage of a pipeline embeds"
+        tokens_BT = self.sharing.here(tokens_BT)
+        if self.sharing.groups.tensor is None:
+            return self.embed(tokens_BT)
+        start, stop = self.vocabulary
+        mine_BT = (tokens_BT >= start) & (tokens_BT < stop)
+        x_BTD = self.embed((tokens_BT - start).clamp(0, stop - start - 1)) * mine_BT[..., None]
+        return self.sharing.leave(x_BTD)
 
     def _context(
         self,
@@ -190,10 +263,12 @@ class Decoder(nn.Module):
 def initialise(decoder: Decoder, seed: int) -> None:
     """Fills every parameter from a generator of its own, keyed by the seed and its name.
 
-    So a parameter's first value does not depend on which other families exist or are hosted here.
+    So a parameter's first value does not depend on which other families exist or are hosted here,
+    nor on how it is cut.
     """
     config = decoder.config
     residual_std = config.init_std / math.sqrt(2 * len(config.layers))
+    views = canonical_views(decoder)
     for name, parameter in decoder.named_parameters():
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
@@ -205,18 +280,51 @@ def initialise(decoder: Decoder, seed: int) -> None:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         residual = name.endswith(("out.weight", "down.weight", ".down"))
         std = residual_std if residual else config.init_std
-        values = torch.empty(parameter.shape, dtype=torch.float32).normal_(
-            0.0, std, generator=generator
-        )
-        parameter.copy_(values)
+        shape, view = views[name]
+        values = torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+        parameter.copy_(take(values, view))
+
+
+def canonical_shapes(config: ModelConfig, families: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of everything a checkpoint holds: parameters, and the state of
+    routers that no gradient moves."""
+    with torch.device("meta"):
+        decoder = Decoder(config, families)
+    return {name: tuple(tensor.shape) for name, tensor in saved_tensors(decoder).items()}
+
+
+def canonical_views(decoder: Decoder) -> dict[str, tuple[tuple[int, ...], View]]:
+    """Canonical name -> (canonical shape, what of it is here), of everything that is here."""
+    held: dict[str, tuple[tuple[int, ...], View]] = {}
+    for name, shape in canonical_shapes(decoder.config, decoder.families).items():
+        view = parameter_view(name, shape, decoder.sharing.part, decoder.config, decoder.families)
+        if view is not None:
+            held[name] = shape, view
+    return held
+
+
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> tensor: parameters, and the state of routers that no gradient moves."""
+    transient = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    buffers = {name: b for name, b in model.named_buffers() if name not in transient}
+    return dict(model.named_parameters()) | buffers
 
 
 def build_decoder(
-    config: ModelConfig, families: Sequence[str], *, seed: int, device: torch.device | str = "cpu"
+    config: ModelConfig,
+    families: Sequence[str],
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    sharing: Sharing | None = None,
 ) -> Decoder:
     """A freshly initialised decoder; on the meta device nothing is allocated."""
     with torch.device(device):
-        decoder = Decoder(config, families)
+        decoder = Decoder(config, families, sharing)
     if torch.device(device).type != "meta":
         initialise(decoder, seed)
     return decoder

@@ -14,9 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .collectives import Sharing
 from .config import LayerPlan, RoutingConfig
 from .experts import ExpertGroup, routed_swiglu
 from .noise import uniform
+from .part import experts_here
 from .routers import FamilyRouter, RoutingContext, RoutingStatistics, TokenRouter
 from .swiglu import swiglu
 
@@ -51,32 +53,38 @@ class FeedForward(nn.Module):
 
     def __init__(
         self, hidden_size: int, plan: LayerPlan, families: Sequence[str], routing: RoutingConfig,
-        purpose: str,
+        purpose: str, sharing: Sharing | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             purpose: a name that no other layer has, for its random numbers.
+            sharing: what of it is here; None is all.
         Raises:
             ModelError: the routing settings name an unknown family, or too few experts.
         """
         super().__init__()
         routing.check_families(families)
         self.routing, self.purpose, self.families = routing, purpose, tuple(families)
-        self.trunk = SwiGLU(hidden_size, plan.trunk_width)
+        self.sharing = Sharing() if sharing is None else sharing
+        part = self.sharing.part
+        self.trunk = SwiGLU(hidden_size, plan.trunk_width // part.tensor[1])
         self.router: FamilyRouter | TokenRouter | None = None
         self.shared_experts: ExpertGroup | None = None
         experts: dict[str, nn.Module] = {}
-        width = plan.expert_width
+        width = plan.expert_width // part.tensor[1]
         if width and plan.router == "family":
             self.router = FamilyRouter(families)
-            experts = {name: SwiGLU(hidden_size, width) for name in families}
+            hosted = [name for name in families if sharing is None or name in part.families]
+            experts = {name: SwiGLU(hidden_size, width) for name in hosted}
         elif width:
             self.router = TokenRouter(hidden_size, families, plan.router, routing)
             sizes = routing.group_sizes(families)
-            for name, size in zip(families, sizes[:-1], strict=True):
-                experts[name] = ExpertGroup(size, hidden_size, width)
-            if sizes[-1]:
-                self.shared_experts = ExpertGroup(sizes[-1], hidden_size, width)
+            here = [stop - start for start, stop in experts_here(sizes, part)]
+            for name, size in zip(families, here[:-1], strict=True):
+                if size:
+                    experts[name] = ExpertGroup(size, hidden_size, width)
+            if here[-1]:
+                self.shared_experts = ExpertGroup(here[-1], hidden_size, width)
         self.experts = nn.ModuleDict(experts)
         self.gate = nn.Linear(hidden_size, 1, bias=False) if routing.gate and self.router else None
         if self.gate is not None:
@@ -86,18 +94,27 @@ class FeedForward(nn.Module):
 
     @property
     def budget_pull_F(self) -> Tensor:
-        """The sign of each family's mean gate less its budget in the step before; 0 at first."""
-        pulls = [self.experts[name].budget_pull for name in self.families]
+        """The sign of each family's mean gate less its budget in the step before; 0 at first, and
+        of families that are not hosted here."""
+        assert self.gate is not None
+        none = self.gate.weight.new_zeros(())
+        hosted = dict(self.experts.named_children())
+        pulls = [hosted[n].budget_pull if n in hosted else none for n in self.families]
         return torch.stack(cast(list[Tensor], pulls))
 
     @torch.no_grad()
     def set_budget_pull(self, pull_F: Tensor) -> None:
         """Takes over the signs that a step's gates give."""
         for name, pull in zip(self.families, pull_F, strict=True):
-            cast(Tensor, self.experts[name].budget_pull).copy_(pull)
+            if name in self.experts:
+                cast(Tensor, self.experts[name].budget_pull).copy_(pull)
 
     def forward(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, FeedForwardExtras]:
         """[B, T, D] to [B, T, D], and what the experts leave beside it."""
+        y_BTD, extras = self._products(self.sharing.enter(x_BTD), context)
+        return self.sharing.leave(y_BTD), extras
+
+    def _products(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, FeedForwardExtras]:
         y_BTD = self.trunk(x_BTD)
         if self.router is None:
             return y_BTD, FeedForwardExtras()
@@ -122,7 +139,7 @@ class FeedForward(nn.Module):
         )
 
     def _groups(self) -> list[ExpertGroup]:
-        groups = [self.experts[name] for name in self.families]
+        groups = [self.experts[name] for name in self.families if name in self.experts]
         shared = [] if self.shared_experts is None else [self.shared_experts]
         return cast(list[ExpertGroup], groups + shared)
 

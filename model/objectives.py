@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .collectives import Sharing
+
 IGNORED = -100
 """Target of a position that is not predicted (the first token of a document)."""
 
@@ -107,7 +109,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def next_token_loss(
-    hidden_BTD: Tensor, head_weight_VD: Tensor, targets_BT: Tensor, *, z_weight: float = 0.0
+    hidden_BTD: Tensor,
+    head_weight_VD: Tensor,
+    targets_BT: Tensor,
+    *,
+    z_weight: float = 0.0,
+    sharing: Sharing | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy, and z-loss (PaLM, Chowdhery et al. 2022, section 5), summed over tokens.
 
@@ -117,6 +124,7 @@ def next_token_loss(
             dtype, and everything after them in float32 or wider.
         targets_BT: token ids, or IGNORED.
         z_weight: weight of log(sum exp logits)^2.
+        sharing: with whom the vocabulary is shared, if with anyone.
     Returns:
         (the loss to differentiate, scalar; nll_BT, nats, zero where ignored, no gradient).
     """

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .documents import document_starts
 from .noise import uniform
 
 
@@ -54,9 +55,7 @@ def document_sums(x_BTC: Tensor, documents_BT: Tensor) -> tuple[Tensor, Tensor]:
     """
     T = x_BTC.shape[1]
     places_T = torch.arange(T, device=x_BTC.device)
-    begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    first_BT = torch.where(begins_BT, places_T, 0).cummax(1).values
+    first_BT = document_starts(documents_BT)
     sums_BTC, reach = x_BTC, 1
     while reach < T:
         inside_BT = places_T - reach >= first_BT

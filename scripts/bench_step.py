@@ -26,7 +26,7 @@ from torch import Tensor
 from ..model.accounting import training_flops_per_token
 from ..train.compose import compose_config
 from ..train.config import EngineConfig
-from ..train.engines.torch import PEAK_TFLOPS, TorchEngine
+from ..train.engines.processes import PEAK_TFLOPS, Processes
 from ..train.profiling import mark_parts, read_times, tables
 from .goals import Goal, print_goals
 from .step_arms import (
@@ -92,7 +92,7 @@ def peak_mib(name: str, size: Size, precision: str) -> float:
 
 def _report_peak(name: str, size: Size, precision: str, sender: Any) -> None:
     before = psutil.Process().memory_info().rss
-    engine = TorchEngine(EngineConfig(precision="fp32"))
+    engine = Processes(EngineConfig(precision="fp32"))
     arm = build_arm(name, size, engine)
     # Every family has been seen, so that all of the optimiser's state is there.
     every = packed_batch(size.vocab_size, len(FAMILIES), 16, "uniform", FAMILIES)
@@ -109,7 +109,7 @@ def cpu_goals(size: Size, console: Console) -> list[Goal]:
 
     names = (*ROUTERS, *PEERS)
     memory = {(name, p): peak_mib(name, size, p) for p in PRECISIONS for name in names}
-    engine = TorchEngine(EngineConfig(precision="fp32"))
+    engine = Processes(EngineConfig(precision="fp32"))
     arms = {name: build_arm(name, size, engine) for name in names}
     batches = {
         load: packed_batch(size.vocab_size, size.rows, size.sequence_length, load, FAMILIES)
@@ -180,7 +180,7 @@ def cuda_goals(quick: bool, console: Console) -> list[Goal]:
         table.add_column(column, justify="right")
     best = 0.0
     for compiled in (False, True):
-        engine = TorchEngine(EngineConfig(precision="bf16", compile=compiled))
+        engine = Processes(EngineConfig(precision="bf16", compile=compiled))
         torch.cuda.reset_peak_memory_stats()
         arm = Ours(config, families, engine)
         batch = packed_batch(config.vocab_size, rows, length, "uniform", families)
@@ -215,7 +215,7 @@ def mean_document(documents_BT: Tensor) -> int:
 
 def profile(size: Size, console: Console) -> None:
     """Where the time of our own arms goes."""
-    engine = TorchEngine(EngineConfig(precision="fp32"))
+    engine = Processes(EngineConfig(precision="fp32"))
     batch = packed_batch(size.vocab_size, size.rows, size.sequence_length, "uniform", FAMILIES)
     batch = batch.to(engine.device)
     activities = [torch.profiler.ProfilerActivity.CPU]

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from ..model.accounting import count_parameters
 from ..model.config import LayerPlan, ModelConfig, RouterName, RoutingConfig
-from ..model.decoder import DecoderExtras, build_decoder
+from ..model.decoder import DecoderExtras
+from ..model.layout import Layout
 from ..model.noise import row_keys
 from ..model.objectives import IGNORED, next_token_loss
 from ..model.routers import FamilySegment
+from ..train.compose import compose_config
+from ..train.engines.processes import Processes
 from ..train.engines.torch import TorchEngine
-from ..train.optimizer import OptimConfig, Optimizers, clip_gradients, gradient_norm
+from ..train.optimizer import OptimConfig
 from ..train.profiling import part
 from ..train.routing import StepRouting
 
@@ -154,20 +157,23 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 class Ours:
     """The decoder as the training loop runs it."""
 
-    def __init__(self, config: ModelConfig, families: Sequence[str], engine: TorchEngine) -> None:
-        self.engine = engine
-        self.decoder = build_decoder(config, families, seed=0)
-        self.decoder.to(engine.device)
-        engine.prepare(self.decoder)
-        self.parameters = list(self.decoder.parameters())
-        self.optimizers = Optimizers(self.decoder, OPTIMIZER, STEPS)
-        self.routing = StepRouting(self.decoder, engine)
+    def __init__(self, config: ModelConfig, families: Sequence[str], processes: Processes) -> None:
+        self.processes = processes
+        run = compose_config([f"run.steps={STEPS}"])
+        self.engine = TorchEngine(processes, Layout(data=processes.world))
+        self.engine.build(
+            replace(run, model=config, optim=OPTIMIZER, engine=processes.config),
+            families,
+            [frozenset(families)] * processes.world,
+        )
+        self.decoder = self.engine.decoder
+        self.routing = StepRouting(self.decoder, processes)
         self.steps = 0
 
     def step(self, batch: Batch, precision: str) -> float:
         """As `train/loop.py`."""
         torch.use_deterministic_algorithms(True, warn_only=True)
-        device = self.engine.device
+        device = self.processes.device
         keys = row_keys(0, self.steps, torch.arange(len(batch.inputs_BT), device=device))
         extras = DecoderExtras()
         with autocast(precision, device):
@@ -180,13 +186,10 @@ class Ours:
         if extras.auxiliary is not None:
             loss = loss + extras.auxiliary / batch.inputs_BT.numel()
         loss.backward()
-        self.routing.add(extras, batch.inputs_BT.shape[1])
+        self.routing.add(batch.inputs_BT, extras, batch.inputs_BT.shape[1])
         self.routing.gather(self.steps)
         families = tuple(segment.family for segment in batch.segments)
-        self.engine.reduce_gradients(self.decoder, self.routing.touched(families))
-        norm = gradient_norm(self.parameters)
-        clip_gradients(self.parameters, norm, OPTIMIZER.clip_norm)
-        self.optimizers.step(self.steps)
+        self.engine.update(self.steps, self.routing.touched(families))
         self.routing.move()
         self.steps += 1
         torch.use_deterministic_algorithms(False)
@@ -237,7 +240,7 @@ class Theirs:
         self.implementations[precision] = min(seconds, key=lambda name: seconds[name])
 
 
-def build_arm(name: str, size: Size, engine: TorchEngine) -> Arm:
+def build_arm(name: str, size: Size, engine: Processes) -> Arm:
     """An arm by its name; the peers have the `family` arm's active or total parameters."""
     if name in ROUTERS:
         return Ours(model_config(size, name), FAMILIES, engine)

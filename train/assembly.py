@@ -4,12 +4,14 @@ Read next: `loop.py`, which trains what is put together here.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..data.hosting import hosted_families
 from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.order import fingerprint
@@ -17,22 +19,22 @@ from ..data.prepare import load_prepared
 from ..data.storage import Storage, open_storage
 from ..data.stream import Stream, build_order
 from ..data.tokenizer import Tokenizer
-from ..model.decoder import Decoder, build_decoder
+from ..model.decoder import Decoder, canonical_shapes
 from ..model.routers import load_domain_rows
 from .checkpoint import (
+    CheckpointReader,
     DamagedCheckpoint,
     latest_checkpoint,
-    load_optimizers,
     load_rng,
-    load_weights,
     read_state,
 )
 from .compose import to_yaml
 from .config import RunConfig
 from .console import say
-from .engines.torch import TorchEngine
+from .engines.engine import Engine
+from .engines.processes import Processes
 from .errors import UserError
-from .optimizer import Optimizers
+from .evaluation import Scoring
 from .plan import make_plan, write_plan
 from .run_folder import open_folder, run_folder
 from .run_mixture import decided_ledger, run_ledger, write_ledger
@@ -44,71 +46,71 @@ class Trainer:
 
     config: RunConfig
     folder: Path
-    engine: TorchEngine
+    engine: Engine
     manifest: Manifest
     tokenizer: Tokenizer
     ledger: Ledger
     storage: Storage
     stream: Stream
-    decoder: Decoder
-    optimizers: Optimizers
     token_bytes: Tensor
+    scoring: Scoring
     order_fingerprint: str
     step: int = 0
     tokens_seen: int = 0
     seconds_before: float = 0.0
     origin: str = "auto"
 
+    @property
+    def processes(self) -> Processes:
+        """Those that train the run."""
+        return self.engine.processes
 
-def start(config: RunConfig, engine: TorchEngine) -> Trainer:
+    @property
+    def decoder(self) -> Decoder:
+        """This process's part of the model."""
+        assert self.engine.decoder is not None
+        return self.engine.decoder
+
+
+def start(config: RunConfig, engine: Engine) -> Trainer:
     """Opens run folder and data, builds the model, and resumes where there is a checkpoint."""
     torch.manual_seed(config.run.seed)
+    processes, place = engine.processes, engine.place
     storage = open_storage(config.data.prepared, config.data.storage)
     manifest, tokenizer = load_prepared(storage)
     planned = dataclasses.replace(
         config,
-        cluster=dataclasses.replace(config.cluster, nodes=1, processes_per_node=engine.world),
+        cluster=dataclasses.replace(config.cluster, nodes=1, processes_per_node=processes.world),
     )
     folder = run_folder(config)
     plan = make_plan(planned, manifest, decided_ledger(folder))
     refusal = ""
-    if engine.leader:
+    if processes.leader:
         # All processes end with the one line, rather than one with it and the others in a barrier.
         try:
             open_folder(config)
             write_plan(plan, config, folder / "plan.txt")
         except UserError as mistake:
             refusal = str(mistake)
-    refusal = engine.leader_says(refusal)
+    refusal = processes.leader_says(refusal)
     if refusal:
         raise UserError(refusal)
     checkpoint = find_checkpoint(config, folder)
     state = read_state(checkpoint) if checkpoint else None
     ledger = run_ledger(config, manifest, state)
-    engine.same_everywhere("config", to_yaml(config))
-    engine.same_everywhere("mixture, prepared folder or checkpoint", f"{ledger.hash} {checkpoint}")
+    processes.same_everywhere("config", to_yaml(config))
+    processes.same_everywhere(
+        "mixture, prepared folder or checkpoint", f"{ledger.hash} {checkpoint}"
+    )
     check_geometry(config, ledger)
-    if engine.leader:
+    if processes.leader:
         write_ledger(folder, ledger)
     stream = Stream(
         storage, manifest, ledger,
-        rank=engine.rank, world=engine.world, micro_slots=config.engine.micro_slots,
+        rank=place.data, world=engine.layout.readers, micro_slots=config.engine.micro_slots,
     )  # fmt: skip
     first_ids = fingerprint(stream.order)
-    decoder = build_decoder(config.model, manifest.families, seed=config.run.seed)
-    if checkpoint:
-        load_weights(checkpoint, decoder)
-    elif config.model.routing.domain_rows:
-        load_domain_rows(decoder, Path(config.model.routing.domain_rows))
-    decoder.to(engine.device)
-    engine.prepare(decoder)
-    trainer = Trainer(
-        config, folder, engine, manifest, tokenizer, ledger, storage, stream, decoder,
-        Optimizers(decoder, config.optim, config.run.steps),
-        torch.from_numpy(tokenizer.token_bytes).long().to(engine.device), first_ids,
-        origin=config.checkpoint.resume,
-    )  # fmt: skip
-    if checkpoint and state:
+    if state:
         # Of the checkpoint's own ledger: an edit since then may lie within the first ids.
         if state.order_fingerprint != fingerprint(build_order(state.ledger, manifest)):
             raise UserError(
@@ -116,22 +118,60 @@ def start(config: RunConfig, engine: TorchEngine) -> Trainer:
                 "differ): resume with the prepared folder and the Xylem version that began it"
             )
         stream.order.restore(state.stream)
-        load_optimizers(checkpoint, decoder, trainer.optimizers)
+    hosted = hosted_families(
+        stream.order, manifest.families, state.step if state else 0, config.run.steps,
+        family=engine.layout.family, data=engine.layout.data,
+    )  # fmt: skip
+    engine.build(config, manifest.families, hosted)
+    if checkpoint:
+        reader = CheckpointReader(checkpoint)
+        everywhere(processes, lambda: reader.verify(rank=processes.rank, world=processes.world))
+        reader.check(canonical_shapes(config.model, manifest.families))
+        engine.load(reader)
         load_rng(checkpoint)
+    elif config.model.routing.domain_rows and engine.decoder is not None:
+        load_domain_rows(engine.decoder, Path(config.model.routing.domain_rows))
+    layout = engine.layout
+    scoring = Scoring(
+        engine.score, processes, place.data, hosted, together=engine.together,
+        counts=not (place.tensor or place.context) and place.pipeline == layout.pipeline - 1,
+    )  # fmt: skip
+    trainer = Trainer(
+        config, folder, engine, manifest, tokenizer, ledger, storage, stream,
+        torch.from_numpy(tokenizer.token_bytes).long().to(processes.device), scoring, first_ids,
+        origin=config.checkpoint.resume,
+    )  # fmt: skip
+    if state:
         trainer.step, trainer.tokens_seen = state.step, state.tokens_seen
         trainer.seconds_before = state.seconds
         if config.checkpoint.resume == "auto":
             trainer.origin = state.origin
-    if engine.leader:
+    if processes.leader:
         begun = f"resumed at step {trainer.step} from {checkpoint}" if checkpoint else "new run"
         if trainer.step >= config.run.steps:
             begun += f", run.steps={config.run.steps} is reached: nothing to train"
         say(
             f"{folder}: {begun}; {len(manifest.languages)} languages in "
-            f"{len(manifest.families)} families; {engine.world} process(es) on "
-            f"{engine.device.type}, {engine.precision}"
+            f"{len(manifest.families)} families; {processes.world} process(es) on "
+            f"{processes.device.type}, {processes.precision}; {config.engine.name}: {layout}"
         )
     return trainer
+
+
+def everywhere(processes: Processes, check: Callable[[], None]) -> None:
+    """Runs a check that each process does for a part; one's failure is every process's.
+
+    Raises:
+        DamagedCheckpoint: some process found a file damaged.
+    """
+    found = ""
+    try:
+        check()
+    except DamagedCheckpoint as damage:
+        found = str(damage)
+    for told in processes.all_say(found):
+        if told:
+            raise DamagedCheckpoint(told)
 
 
 def find_checkpoint(config: RunConfig, folder: Path) -> Path | None:

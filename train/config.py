@@ -9,6 +9,7 @@ from typing import Literal
 from ..data.config import DataConfig
 from ..data.errors import check_minimums
 from ..model.config import ModelConfig
+from ..model.layout import Layout
 from .errors import UserError
 from .optimizer import OptimConfig
 
@@ -36,8 +37,13 @@ class RunSettings:
 class EngineConfig:
     """What runs a step, and how."""
 
-    name: Literal["torch"] = "torch"
-    """The engine: `torch` is data parallel over the processes of torchrun or srun."""
+    name: Literal["torch", "deepspeed", "megatron"] = "torch"
+    """The engine: PyTorch's own parallelism, DeepSpeed's ZeRO, or Megatron-core's."""
+    layout: Layout = field(default_factory=Layout)
+    """Sizes by which the model and its data are shared out over processes (docs/LAYOUTS.md)."""
+    shard: Literal["none", "full"] = "none"
+    """torch: whether FSDP2 shards the trunk's weights, gradients and optimiser state over the
+    processes that read different tokens; experts stay whole where they are hosted."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Matrix products; `auto` takes bf16 where the hardware multiplies it natively."""
     micro_slots: int = 1

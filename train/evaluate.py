@@ -10,8 +10,8 @@ from rich.table import Table
 from ..data.shards import write_atomically
 from .config import EngineConfig
 from .console import OUT, progress, say
-from .engines.torch import TorchEngine
-from .evaluation import fact_accuracy, heldout_sums, read_facts
+from .engines.processes import Processes
+from .evaluation import fact_accuracy, heldout_sums, read_facts, whole_scoring
 from .metrics import family_sums, language_rows
 from .run_folder import open_run
 
@@ -29,16 +29,15 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
     run = open_run(folder, step)
     asked = facts or (Path(run.config.evaluation.facts) if run.config.evaluation.facts else None)
     questions = read_facts(asked) if asked else []
-    engine = TorchEngine(EngineConfig(precision=run.config.engine.precision))
-    run.decoder.to(engine.device)
+    processes = Processes(EngineConfig(precision=run.config.engine.precision))
+    run.decoder.to(processes.device)
     codes = sorted(run.manifest.languages)
     with progress("bits per byte on held-out documents", len(codes)) as advance:
         sums = heldout_sums(
-            run.decoder,
-            engine,
+            whole_scoring(run.decoder, processes),
             run.storage,
             run.manifest,
-            torch.from_numpy(run.tokenizer.token_bytes).long().to(engine.device),
+            torch.from_numpy(run.tokenizer.token_bytes).long().to(processes.device),
             sequence_length=run.config.data.sequence_length,
             rows=run.config.evaluation.rows,
             tokens_per_language=None,
@@ -60,7 +59,7 @@ def evaluate_run(folder: Path, *, step: int | None, facts: Path | None) -> dict[
                 run.manifest,
                 run.tokenizer,
                 questions,
-                autocast=engine.autocast,
+                autocast=processes.autocast,
                 per_language=run.config.evaluation.facts_per_language or None,
                 advance=lambda code: advance(),
             )

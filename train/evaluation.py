@@ -7,7 +7,8 @@ depend on their number. Read next: `report.py`.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..data.tokenizer import Tokenizer
 from ..model.decoder import Decoder
 from ..model.objectives import next_token_loss
 from ..model.routers import FamilySegment
-from .engines.torch import TorchEngine
+from .engines.processes import Processes
 from .errors import UserError
 from .metrics import LanguageSums
 
@@ -77,10 +78,46 @@ def _row(pieces: Sequence[NDArray[np.int64]], T: int, pad_id: int) -> Row:
     return inputs, targets, documents
 
 
-@torch.no_grad()
+Score = Callable[[Tensor, Tensor, Tensor, Sequence[FamilySegment]], Tensor]
+"""(inputs_BT, targets_BT, documents_BT, segments) -> nll_BT, zeros where another counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Who scores which rows."""
+
+    score: Score
+    processes: Processes
+    index: int
+    """This process's data index."""
+    hosted: Sequence[frozenset[str]]
+    """Families that each data index can score."""
+    together: bool
+    """Whether all data indices must score equally often, as each needs the others' weights."""
+    counts: bool
+    """Whether this process counts the tokens that it scores, or another of its data index does."""
+
+
+def whole_scoring(decoder: Decoder, processes: Processes) -> Scoring:
+    """A whole decoder on every process."""
+
+    @torch.no_grad()
+    def score(
+        inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor,
+        segments: Sequence[FamilySegment],
+    ) -> Tensor:  # fmt: skip
+        decoder.eval()
+        with processes.autocast():
+            hidden = decoder(inputs_BT, documents_BT, segments)
+            _, nll_BT = next_token_loss(hidden, decoder.head_weight_VD, targets_BT)
+        return nll_BT
+
+    hosted = [frozenset(decoder.families)] * processes.world
+    return Scoring(score, processes, processes.rank, hosted, together=False, counts=True)
+
+
 def heldout_sums(
-    decoder: Decoder,
-    engine: TorchEngine,
+    scoring: Scoring,
     storage: Storage,
     manifest: Manifest,
     token_bytes: Tensor,
@@ -99,34 +136,35 @@ def heldout_sums(
         advance: called with a language's code when it is done.
     """
     codes = sorted(manifest.languages)
-    sums = LanguageSums(codes, engine.device)
-    was_training = decoder.training
-    decoder.eval()
+    device = scoring.processes.device
+    sums = LanguageSums(codes, device)
     for index, code in enumerate(codes):
         entry = manifest.languages[code]
         line = TokenLine(storage, entry.heldout)
-        mine = [
-            row
-            for i, row in enumerate(evaluation_rows(line, sequence_length, 0, tokens_per_language))
-            if i % engine.world == engine.rank
-        ]
-        for first in range(0, len(mine), rows):
-            part = mine[first : first + rows]
-            inputs, targets, documents = (
-                torch.from_numpy(np.stack([row[i] for row in part])).to(engine.device)
-                for i in range(3)
-            )
-            segments = (FamilySegment(entry.family, 0, len(part)),)
-            with engine.autocast():
-                hidden = decoder(inputs, documents, segments)
-                _, nll_BT = next_token_loss(hidden, decoder.head_weight_VD, targets)
-            kept = targets != IGNORED
-            sizes = token_bytes[targets.clamp_min(0)] * kept
-            sums.add(torch.full((len(part),), index), nll_BT, kept, sizes)
+        held = list(evaluation_rows(line, sequence_length, 0, tokens_per_language))
+        hosts = [d for d, names in enumerate(scoring.hosted) if entry.family in names]
+        # Few rows are still spread over all who can score them.
+        size = max(1, min(rows, -(-len(held) // max(1, len(hosts)))))
+        batches = [held[at : at + size] for at in range(0, len(held), size)]
+        for first in range(0, len(batches), max(1, len(hosts))):
+            mine = first + hosts.index(scoring.index) if scoring.index in hosts else len(batches)
+            if mine < len(batches):
+                inputs, targets, documents = (
+                    torch.from_numpy(np.stack([row[i] for row in batches[mine]])).to(device)
+                    for i in range(3)
+                )
+                segments = (FamilySegment(entry.family, 0, len(inputs)),)
+                nll_BT = scoring.score(inputs, targets, documents, segments)
+                kept = (targets != IGNORED) & scoring.counts
+                sizes = token_bytes[targets.clamp_min(0)] * kept
+                sums.add(torch.full((len(inputs),), index), nll_BT, kept, sizes)
+            elif scoring.together:
+                nothing = torch.zeros(1, sequence_length, dtype=torch.int64, device=device)
+                family = min(scoring.hosted[scoring.index])
+                scoring.score(nothing, nothing, nothing, (FamilySegment(family, 0, 1),))
         if advance is not None:
             advance(code)
-    engine.sum(sums.values)
-    decoder.train(was_training)
+    scoring.processes.sum(sums.values)
     return sums.by_language()
 
 
@@ -241,7 +279,7 @@ def _scores(
             cases.append((len(row), number, place, shared, row, len(choice.encode())))
     cases.sort(key=lambda case: case[:3])
     scores = [[0.0] * len(question["choices"]) for question in questions]
-    device = decoder.embed.weight.device
+    device = decoder.head_weight_VD.device
     for first in range(0, len(cases), rows):
         part = cases[first : first + rows]
         tokens = torch.full((len(part), part[-1][0]), tokenizer.pad_id)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .engines.torch import TorchEngine
+from .engines.processes import Processes
 
 SAVE, EXIT = "triggers/save", "triggers/exit"
 
@@ -18,7 +18,7 @@ class Leaving:
 
     SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, folder: Path, engine: TorchEngine) -> None:
+    def __init__(self, folder: Path, engine: Processes) -> None:
         self.folder, self.engine = folder, engine
         self.received: signal.Signals | None = None
         self._interrupts = 0

@@ -21,7 +21,7 @@ from ..data.shards import write_atomically
 from ..data.stream import Stream
 from ..model.accounting import training_flops_per_token
 from .config import LoggingConfig, RunConfig
-from .engines.torch import TorchEngine
+from .engines.processes import Processes
 from .errors import UserError
 
 LN2 = math.log(2)
@@ -194,17 +194,17 @@ def memory_gib(device: torch.device) -> float:
 class Meter:
     """What is measured between two metric rows: losses, throughput, memory, waiting."""
 
-    def __init__(self, config: RunConfig, engine: TorchEngine, stream: Stream) -> None:
-        self.engine, self.stream = engine, stream
+    def __init__(self, config: RunConfig, processes: Processes, stream: Stream) -> None:
+        self.processes, self.stream = processes, stream
         self.flops_per_token = training_flops_per_token(
             config.model, stream.manifest.families, config.data.sequence_length
         )
-        self.peak, self.peak_from = engine.peak_flops()
+        self.peak, self.peak_from = processes.peak_flops()
         self.training_seconds = 0.0
         self._begin()
 
     def _begin(self) -> None:
-        self.sums = LanguageSums(self.stream.languages, self.engine.device)
+        self.sums = LanguageSums(self.stream.languages, self.processes.device)
         self._steps, self._tokens, self._seconds = 0, 0, 0.0
         self._waited = self.stream.wait_seconds
 
@@ -217,7 +217,7 @@ class Meter:
 
     def row(self, manifest: Manifest, steps_left: int) -> dict[str, Any]:
         """The row since the last one, of all processes; begins the next."""
-        self.engine.sum(self.sums.values)
+        self.processes.sum(self.sums.values)
         by_language = self.sums.by_language()
         family_of = {code: entry.family for code, entry in manifest.languages.items()}
         nll, tokens, size = (sum(row[i] for row in by_language.values()) for i in range(3))
@@ -229,8 +229,8 @@ class Meter:
             "families": language_rows(family_sums(by_language, family_of)),
             "languages": language_rows(by_language),
             "tokens_per_second": speed,
-            "mfu": speed * self.flops_per_token / (self.peak * self.engine.world),
-            "memory_gib": memory_gib(self.engine.device),
+            "mfu": speed * self.flops_per_token / (self.peak * self.processes.world),
+            "memory_gib": memory_gib(self.processes.device),
             "data_wait_share": min(1.0, (self.stream.wait_seconds - self._waited) / seconds),
             "step_seconds": step_seconds,
             "eta_seconds": step_seconds * steps_left,

@@ -6,12 +6,13 @@ drift. Read next: `loop.py`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..data.errors import check_minimums
 from .errors import UserError
@@ -82,9 +83,12 @@ class Optimizers:
         matrices, embeddings, norms = _split(model)
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = []
         rest = embeddings if config.name == "muon" else embeddings + matrices
+        # One call moves either shards or whole tensors.
         adam_groups: list[dict[str, Any]] = [
-            {"params": rest, "weight_decay": config.weight_decay},
-            {"params": norms, "weight_decay": 0.0},
+            {"params": kept, "weight_decay": decay}
+            for params, decay in ((rest, config.weight_decay), (norms, 0.0))
+            for sharded in (False, True)
+            if (kept := [p for p in params if isinstance(p, DTensor) == sharded])
         ]
         adamw = torch.optim.AdamW(
             adam_groups,
@@ -121,39 +125,41 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
         return self.optimizers[0][1] * factor
 
-    def state(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(parameter name, state name, tensor) of everything held."""
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Each parameter that was moved, and what is held of it."""
         for optimizer, _ in self.optimizers:
             for parameter, state in optimizer.state.items():
-                for key, value in state.items():
-                    yield self.names[parameter], key, torch.as_tensor(value)
+                yield parameter, {key: torch.as_tensor(value) for key, value in state.items()}
 
-    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def load(self, state_of: Callable[[str, str, Tensor], Tensor | None]) -> None:
         """Takes over a saved state.
 
         Args:
-            state: parameter name -> state name -> tensor; a parameter never stepped has none.
+            state_of: parameter's name, state's name and the parameter -> the state, shaped as the
+                parameter but for `step`; None where none was saved, for it never moved.
         Raises:
             UserError: the state belongs to another optimiser.
         """
-        expected = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}
+        kinds = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
         for optimizer, _ in self.optimizers:
             kind = "muon" if isinstance(optimizer, torch.optim.Muon) else "adamw"
+            (other,) = kinds.keys() - {kind}
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     name = self.names[parameter]
-                    if name not in state:
-                        continue
-                    if set(state[name]) != expected[kind]:
+                    held = {key: state_of(name, key, parameter) for key in kinds[kind]}
+                    found = {key: value for key, value in held.items() if value is not None}
+                    if len(found) == len(held):
+                        optimizer.state[parameter] = {
+                            key: value.reshape(()) if key == "step" else value
+                            for key, value in found.items()
+                        }
+                    elif found or state_of(name, kinds[other][-1], parameter) is not None:
                         raise UserError(
-                            f"the checkpoint holds {sorted(state[name])} for {name}, optim.name="
-                            f"{self.config.name} needs {sorted(expected[kind])}: resume with the "
+                            f"the checkpoint holds {sorted(found) or other} for {name}, optim.name="
+                            f"{self.config.name} needs {list(kinds[kind])}: resume with the "
                             "optimiser that began the run"
                         )
-                    optimizer.state[parameter] = {
-                        key: value.to(parameter.device, copy=True)
-                        for key, value in state[name].items()
-                    }
 
 
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -173,16 +179,15 @@ def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], li
 
 
 @part("optimizer")
-def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The norm of the whole model's gradient, scalar float32."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, scalar float32."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 @part("optimizer")
-def clip_gradients(parameters: list[nn.Parameter], norm: Tensor, limit: float) -> None:
+def clip_gradients(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
     """Scales gradients so that their norm is at most `limit`; 0 leaves them."""
     if limit <= 0:
         return
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
+    torch._foreach_mul_(gradients, factor)

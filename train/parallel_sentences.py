@@ -138,7 +138,7 @@ def open_sentences(trainer: Trainer) -> ParallelSentences:
     Raises:
         UserError: they do not fit the run; the same on every process.
     """
-    config, engine = trainer.config.logging, trainer.engine
+    config, engine = trainer.config.logging, trainer.processes
     told = refusal = ""
     if engine.leader:
         try:

@@ -28,7 +28,7 @@ from ..model.accounting import (
 )
 from ..model.routers import unreachable_experts
 from .config import RunConfig
-from .engines.torch import resolve_precision
+from .engines.processes import resolve_precision
 from .errors import UserError
 
 GIB = 2**30

@@ -23,7 +23,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 from torch.utils.hooks import RemovableHandle
 
-from ..model.decoder import Decoder, Layer
+from ..model.decoder import Decoder
 from .console import say
 
 WARM_UP = 3
@@ -153,7 +153,7 @@ def mark_parts(decoder: Decoder) -> Iterable[RemovableHandle]:
     marks: list[tuple[nn.Module | None, str]] = [
         (decoder.embed, "embedding"), (decoder.family_head, "router"), (decoder.final_norm, "norms")
     ]  # fmt: skip
-    for layer in cast(Iterable[Layer], decoder.layers):
+    for layer in decoder.layers:
         block = layer.feed_forward
         marks += [(layer.attention_norm, "norms"), (layer.feed_forward_norm, "norms")]
         marks += [(layer.attention, "attention"), (block.trunk, "trunk")]

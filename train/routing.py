@@ -6,15 +6,14 @@ it does not depend on how many processes counted. Read next: `../model/balance.p
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..model.balance import BINS, move_bias, move_quantile, relative_load
-from ..model.decoder import Decoder, DecoderExtras, Layer, parameter_family
+from ..model.decoder import Decoder, DecoderExtras, parameter_family
 from ..model.routers import TokenRouter
-from .engines.torch import TorchEngine
+from .engines.processes import Processes
 
 SHARED = ""
 """The owner of the experts that belong to no family."""
@@ -23,19 +22,30 @@ SHARED = ""
 class StepRouting:
     """Counts of one step, and what follows from them."""
 
-    def __init__(self, decoder: Decoder, engine: TorchEngine) -> None:
-        self.engine, self.families = engine, decoder.families
-        blocks = [cast(Layer, layer).feed_forward for layer in decoder.layers]
+    def __init__(
+        self,
+        decoder: Decoder,
+        processes: Processes,
+        total: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+            total: sums a tensor, in place, over the processes that hold the same layers; None over
+                all.
+        """
+        self.processes, self.families = processes, decoder.families
+        self.total = processes.sum if total is None else total
         self.blocks = {
-            number: block
-            for number, block in enumerate(blocks)
-            if isinstance(block.router, TokenRouter) or block.gate is not None
+            number: layer.feed_forward
+            for number, layer in decoder.layers.items()
+            if isinstance(layer.feed_forward.router, TokenRouter)
+            or layer.feed_forward.gate is not None
         }
         self._begin()
 
     def _begin(self) -> None:
         """Zeros for the next step; the last family is that of rows without a tag."""
-        F, device = len(self.families) + 1, self.engine.device
+        F, device = len(self.families) + 1, self.processes.device
         self.tokens_F = torch.zeros(F, dtype=torch.int64, device=device)
         self.choices_FE: dict[int, Tensor] = {}
         self.gates_F: dict[int, Tensor] = {}
@@ -53,7 +63,7 @@ class StepRouting:
             if block.gate is not None:
                 self.gates_F[number] = torch.zeros(F, dtype=torch.float64, device=device)
 
-    def add(self, extras: DecoderExtras, positions: int) -> None:
+    def add(self, languages_B: Tensor, extras: DecoderExtras, positions: int) -> None:
         """Adds a micro-batch of so many positions a row."""
         if not self.blocks or extras.families_B is None:
             return
@@ -93,7 +103,7 @@ class StepRouting:
         """Sums tensors of one dtype over all processes, together."""
         if not tensors:
             return
-        flat = self.engine.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        flat = self.total(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -139,7 +149,7 @@ class StepRouting:
     @torch.no_grad()
     def move(self) -> None:
         """Moves the balance by what was gathered, and begins the next step."""
-        families_F = torch.arange(len(self.tokens_F), device=self.engine.device)
+        families_F = torch.arange(len(self.tokens_F), device=self.processes.device)
         families_F[-1] = -1
         for number, block in self.blocks.items():
             router, routing = block.router, block.routing

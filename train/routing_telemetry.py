@@ -9,18 +9,18 @@ Read next: `parallel_sentences.py`, `report_routing.py`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..model.decoder import Decoder, DecoderExtras, Layer
+from ..model.decoder import Decoder, DecoderExtras
 from ..model.divergence import routing_divergence
 from ..model.feed_forward import FeedForward
 from ..model.routers import FamilyRouter, TokenRouter
 from .assembly import Trainer
 from .console import say
-from .engines.torch import TorchEngine
+from .engines.processes import Processes
 from .metrics import MetricsLog
 from .parallel_sentences import ParallelSentences, open_sentences
 
@@ -96,7 +96,7 @@ class RoutingSums:
         """Adds them to the rows that `index_B` names."""
         self.values_LC.index_add_(0, index_B.to(self.values_LC.device), row_BC)
 
-    def take(self, engine: TorchEngine) -> Tensor:
+    def take(self, engine: Processes) -> Tensor:
         """The sums of all processes, on the CPU; begins anew."""
         summed_LC = engine.sum(self.values_LC).cpu()
         self.values_LC = torch.zeros_like(self.values_LC)
@@ -105,7 +105,7 @@ class RoutingSums:
 
 def measured_blocks(decoder: Decoder) -> dict[int, FeedForward]:
     """The layers with a token router or a gate."""
-    blocks = {n: cast(Layer, layer).feed_forward for n, layer in enumerate(decoder.layers)}
+    blocks = {number: layer.feed_forward for number, layer in decoder.layers.items()}
     return {
         number: block
         for number, block in blocks.items()
@@ -213,7 +213,7 @@ def batch_tables(
 
 
 def parallel_tables(
-    decoder: Decoder, engine: TorchEngine, sentences: ParallelSentences, rows: int
+    decoder: Decoder, engine: Processes, sentences: ParallelSentences, rows: int
 ) -> Table:
     """What a `routing` row says of parallel sentences, with the families' tags and without.
 
@@ -227,7 +227,7 @@ def parallel_tables(
         "tokens": [sum(map(len, language)) for language in sentences.tokens],
         "with_tag": _parallel_table(decoder, engine, sentences, rows, tagged=True),
     }
-    routers = [cast(Layer, layer).feed_forward.router for layer in decoder.layers]
+    routers = [layer.feed_forward.router for layer in decoder.layers]
     if any(isinstance(r, TokenRouter) and r.name in TAG_READERS for r in routers) and not any(
         isinstance(r, FamilyRouter) for r in routers
     ):
@@ -237,7 +237,7 @@ def parallel_tables(
 
 @torch.no_grad()
 def _parallel_table(
-    decoder: Decoder, engine: TorchEngine, sentences: ParallelSentences, rows: int, *, tagged: bool
+    decoder: Decoder, engine: Processes, sentences: ParallelSentences, rows: int, *, tagged: bool
 ) -> Table:
     L, S = len(sentences.languages), len(sentences.ids)
     sums = RoutingSums(decoder, L * S, engine.device, of="probabilities_BE")
@@ -280,7 +280,7 @@ class RoutingTelemetry:
         Raises:
             UserError: the parallel sentences do not fit the run.
         """
-        config, decoder, engine = trainer.config.logging, trainer.decoder, trainer.engine
+        config, decoder, engine = trainer.config.logging, trainer.decoder, trainer.processes
         self.trainer = trainer
         self.codes = trainer.stream.languages
         self.family_of = {code: e.family for code, e in trainer.manifest.languages.items()}
@@ -309,7 +309,7 @@ class RoutingTelemetry:
         """What a `train` row says about the steps since the last one; nothing without routers."""
         if not self.since_row.layers:
             return {}
-        summed_LC = self.since_row.take(self.trainer.engine)
+        summed_LC = self.since_row.take(self.trainer.processes)
         return {"routing": batch_scalars(self.since_row, summed_LC, self.families_L)}
 
     def write(self, log: MetricsLog | None, *, done: bool) -> None:
@@ -317,7 +317,7 @@ class RoutingTelemetry:
         trainer, every = self.trainer, self.trainer.config.logging.routing_every
         if not self.since_row.layers or not (done or (every and trainer.step % every == 0)):
             return
-        summed_LC = self.since_table.take(trainer.engine)
+        summed_LC = self.since_table.take(trainer.processes)
         row: dict[str, Any] = {
             "steps": trainer.step - self.table_from,
             "batch": batch_tables(self.since_table, summed_LC, self.codes, self.family_of),
@@ -325,7 +325,9 @@ class RoutingTelemetry:
         self.table_from = trainer.step
         if self.sentences is not None:
             rows = trainer.config.evaluation.rows
-            row["parallel"] = parallel_tables(trainer.decoder, trainer.engine, self.sentences, rows)
+            row["parallel"] = parallel_tables(
+                trainer.decoder, trainer.processes, self.sentences, rows
+            )
         if log:
             log.write("routing", trainer.step, row)
 

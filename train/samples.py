@@ -26,7 +26,7 @@ def generate(
     Returns:
         The new ids.
     """
-    device = decoder.embed.weight.device
+    device = decoder.head_weight_VD.device
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt)
     for _ in range(tokens):

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from xylem.train.config import EngineConfig
-from xylem.train.engines.torch import TorchEngine
+from xylem.train.engines.processes import Processes
 from xylem.train.errors import UserError
 from xylem.train.leaving import EXIT, SAVE, Leaving
 
 
-def signal_one(engine: TorchEngine, folder: Path) -> str:
+def signal_one(engine: Processes, folder: Path) -> str:
     leave = Leaving(folder, engine)
     first = leave.request()
     if engine.rank == 1:
@@ -21,7 +21,7 @@ def signal_one(engine: TorchEngine, folder: Path) -> str:
     return " ".join(asked)
 
 
-def triggers(engine: TorchEngine, folder: Path) -> str:
+def triggers(engine: Processes, folder: Path) -> str:
     leave = Leaving(folder, engine)
     engine.barrier()
     asked = []
@@ -34,7 +34,7 @@ def triggers(engine: TorchEngine, folder: Path) -> str:
     return " ".join(asked)
 
 
-def differ(engine: TorchEngine, folder: Path) -> str:
+def differ(engine: Processes, folder: Path) -> str:
     engine.same_everywhere("config", "equal")
     try:
         engine.same_everywhere("config", f"of {engine.rank}")
@@ -45,7 +45,7 @@ def differ(engine: TorchEngine, folder: Path) -> str:
 
 if __name__ == "__main__":
     part, folder = sys.argv[1], Path(sys.argv[2])
-    engine = TorchEngine(EngineConfig(threads=1, timeout_minutes=1.0))
+    engine = Processes(EngineConfig(threads=1, timeout_minutes=1.0))
     parts = {"signal_one": signal_one, "triggers": triggers, "differ": differ}
     (folder / f"rank-{engine.rank}").write_text(parts[part](engine, folder))
     engine.barrier()

@@ -24,14 +24,14 @@ from xylem.scripts.step_arms import (
     row_families,
 )
 from xylem.train.config import EngineConfig
-from xylem.train.engines.torch import TorchEngine
+from xylem.train.engines.processes import Processes
 
 SMALL = dataclasses.replace(QUICK, vocab_size=256)
 
 
 @pytest.fixture(scope="module")
-def engine() -> TorchEngine:
-    return TorchEngine(EngineConfig(precision="fp32"))
+def engine() -> Processes:
+    return Processes(EngineConfig(precision="fp32"))
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -55,7 +55,7 @@ def test_documents_are_packed_and_their_borders_are_not_predicted() -> None:
     assert mean_document(documents) == round((9 + 1 + 4 + 4) / 8)
 
 
-def test_arms_have_equal_parameters_and_losses_near_those_of_chance(engine: TorchEngine) -> None:
+def test_arms_have_equal_parameters_and_losses_near_those_of_chance(engine: Processes) -> None:
     batch = packed_batch(SMALL.vocab_size, 2, 256, "uniform", FAMILIES)
     counts = count_parameters(model_config(SMALL, "family"), FAMILIES)
     for name in (*ROUTERS, *PEERS):
@@ -70,7 +70,7 @@ def test_arms_have_equal_parameters_and_losses_near_those_of_chance(engine: Torc
         assert arm.step(batch, "fp32") < first
 
 
-def test_theirs_masks_documents(engine: TorchEngine) -> None:
+def test_theirs_masks_documents(engine: Processes) -> None:
     arm = build_arm("qwen3", SMALL, engine)
     assert isinstance(arm, Theirs)
     documents = (torch.arange(64) >= 40).long()[None]
@@ -87,7 +87,7 @@ def test_theirs_masks_documents(engine: TorchEngine) -> None:
 
 
 def test_a_mixture_takes_the_faster_path_of_its_experts(
-    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+    engine: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = build_arm("mixtral", SMALL, engine)
     assert isinstance(arm, Theirs)
@@ -124,7 +124,7 @@ def test_without_a_gpu_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> No
     assert goal.value is None and not goal.met
 
 
-def test_ours_is_the_real_step(engine: TorchEngine) -> None:
+def test_ours_is_the_real_step(engine: Processes) -> None:
     arm = build_arm("topk", SMALL, engine)
     assert isinstance(arm, Ours)
     before = {n: p.detach().clone() for n, p in arm.decoder.named_parameters()}

@@ -16,7 +16,7 @@ from xylem.model.noise import row_keys
 from xylem.model.routers import FamilySegment, TokenRouter
 from xylem.train.compose import compose_config
 from xylem.train.config import EngineConfig
-from xylem.train.engines.torch import TorchEngine
+from xylem.train.engines.processes import Processes
 from xylem.train.evaluation import evaluation_rows
 from xylem.train.loop import pretrain
 from xylem.train.metrics import read_metrics
@@ -53,13 +53,13 @@ def build(router: RouterName = "prior", **routing: object) -> Decoder:
 
 
 @pytest.fixture(scope="module")
-def engine() -> TorchEngine:
-    return TorchEngine(EngineConfig(precision="fp32"))
+def engine() -> Processes:
+    return Processes(EngineConfig(precision="fp32"))
 
 
 def run_step(
     decoder: Decoder,
-    engine: TorchEngine,
+    engine: Processes,
     routing: StepRouting,
     families: tuple[str, ...],
     *,
@@ -103,7 +103,7 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[st
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_experts_without_a_token_keep_weights_and_optimiser_state(
-    optimiser: str, engine: TorchEngine
+    optimiser: str, engine: Processes
 ) -> None:
     """Beta has tokens in the first step and none in the second; momentum must not move it."""
     decoder = build(
@@ -139,7 +139,7 @@ def test_experts_without_a_token_keep_weights_and_optimiser_state(
      ({"sequence_loss": 0.1, "balance_target": "uniform"}, True)],
 )  # fmt: skip
 def test_a_familys_rows_move_in_every_step_only_if_they_have_a_gradient_in_every_step(
-    routing: dict[str, object], moves: bool, engine: TorchEngine
+    routing: dict[str, object], moves: bool, engine: Processes
 ) -> None:
     decoder = build(prior_smoothing=1e-30, tag_dropout=0.0, **routing)
     step = StepRouting(decoder, engine)
@@ -163,7 +163,7 @@ def test_a_familys_rows_move_in_every_step_only_if_they_have_a_gradient_in_every
     [("shared", 0.0, False), ("shared", 0.1, True), ("beta", 0.0, False), ("beta", 0.1, True)],
 )
 def test_a_group_that_no_token_chose_stands_still_though_its_text_is_there(
-    group: str, sequence_loss: float, rows: bool, engine: TorchEngine
+    group: str, sequence_loss: float, rows: bool, engine: Processes
 ) -> None:
     """Unless a loss within sequences pulls on its rows: that is how it comes back."""
     decoder = build(
@@ -184,7 +184,7 @@ def test_a_group_that_no_token_chose_stands_still_though_its_text_is_there(
     assert (router_rows.weight.grad is not None) == rows  # type: ignore[union-attr]
 
 
-def test_biases_of_domain_come_back_from_above_zero(engine: TorchEngine) -> None:
+def test_biases_of_domain_come_back_from_above_zero(engine: Processes) -> None:
     decoder = build("domain")
     routing = StepRouting(decoder, engine)
     router = decoder.layers[0].feed_forward.router  # type: ignore[union-attr]
@@ -199,7 +199,7 @@ def test_biases_of_domain_come_back_from_above_zero(engine: TorchEngine) -> None
 
 @pytest.mark.parametrize("balance", ["bias", "quantile"])
 def test_micro_batches_change_neither_gradients_nor_balance(
-    balance: str, engine: TorchEngine
+    balance: str, engine: Processes
 ) -> None:
     settings: dict[str, object] = {
         "balance": balance, "shared_experts": 1, "expert_masking": 0.2, "gate": True,
@@ -226,7 +226,7 @@ def test_micro_batches_change_neither_gradients_nor_balance(
         assert any(t.abs().sum() > 0 for n, t in buffers.items() if n.endswith(".balance"))
 
 
-def test_targets_of_a_step_follow_its_mixture(engine: TorchEngine) -> None:
+def test_targets_of_a_step_follow_its_mixture(engine: Processes) -> None:
     """Alpha has twice gamma's tokens; beta none: its experts are wanted for nothing."""
     decoder = build(balance="bias", bias_rate=0.5)
     routing = StepRouting(decoder, engine)
@@ -244,7 +244,7 @@ def test_targets_of_a_step_follow_its_mixture(engine: TorchEngine) -> None:
         torch.testing.assert_close(router.load_E, expected_E)
 
 
-def test_budgets_pull_by_the_sign_of_a_familys_mean_gate(engine: TorchEngine) -> None:
+def test_budgets_pull_by_the_sign_of_a_familys_mean_gate(engine: Processes) -> None:
     decoder = build("topk", gate=True, gate_budget=0.0, family_budgets={"gamma": 1.0})
     routing = StepRouting(decoder, engine)
     run_step(decoder, engine, routing, ("alpha", "gamma"))
@@ -254,7 +254,7 @@ def test_budgets_pull_by_the_sign_of_a_familys_mean_gate(engine: TorchEngine) ->
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_name_layer_and_step(value: float, engine: TorchEngine) -> None:
+def test_logits_that_are_no_numbers_name_layer_and_step(value: float, engine: Processes) -> None:
     decoder = build("topk")
     with torch.no_grad():
         decoder.layers[1].feed_forward.router.experts["gamma"].weight[1, 0] = value  # type: ignore[union-attr]

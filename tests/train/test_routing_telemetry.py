@@ -17,7 +17,7 @@ from xylem.model.divergence import entropy, routing_divergence
 from xylem.model.routers import FamilySegment, TokenChoice, TokenRouter
 from xylem.train.compose import compose_config
 from xylem.train.config import EngineConfig, LoggingConfig
-from xylem.train.engines.torch import TorchEngine
+from xylem.train.engines.processes import Processes
 from xylem.train.errors import UserError
 from xylem.train.loop import pretrain
 from xylem.train.metrics import _scalars, read_metrics
@@ -164,7 +164,7 @@ def test_a_family_router_with_a_gate_tells_its_gate_alone() -> None:
     assert set(scalars) == {"gate"} and 0 < scalars["gate"]["layer_0"] < 1
     tables = batch_tables(sums, sums.values_LC, CODES, FAMILY_OF)
     assert set(tables) == {"languages", "tokens", "gate"}
-    told = parallel_tables(decoder, TorchEngine(EngineConfig()), sentences_of(LENGTHS), 4)
+    told = parallel_tables(decoder, Processes(EngineConfig()), sentences_of(LENGTHS), 4)
     assert set(told["with_tag"]) == {"by_language", "gate"} and "without_tag" not in told
 
 
@@ -234,7 +234,7 @@ def test_batches_hold_every_sentence_once_without_padding() -> None:
 def test_divergence_is_that_of_each_sentence_run_alone(tagged: bool) -> None:
     decoder = decoder_of("prior", "prior")
     sentences = sentences_of(LENGTHS)
-    table = parallel_tables(decoder, TorchEngine(EngineConfig()), sentences, 3)
+    table = parallel_tables(decoder, Processes(EngineConfig()), sentences, 3)
     found = table["with_tag" if tagged else "without_tag"]
     q: dict[tuple[int, int, int], Tensor] = {}
     for i, language in enumerate(sentences.tokens):
@@ -263,12 +263,12 @@ def test_divergence_is_that_of_each_sentence_run_alone(tagged: bool) -> None:
 
 def test_the_model_trains_on_after_the_sentences() -> None:
     decoder = decoder_of("prior").train()
-    parallel_tables(decoder, TorchEngine(EngineConfig()), sentences_of(LENGTHS), 4)
+    parallel_tables(decoder, Processes(EngineConfig()), sentences_of(LENGTHS), 4)
     assert decoder.training
 
 
 def test_a_strong_prior_parts_families_and_the_blind_router_takes_no_notice_of_tags() -> None:
-    engine = TorchEngine(EngineConfig())
+    engine = Processes(EngineConfig())
     strong = decoder_of("prior", prior_strength=50.0, shared_experts=0)
     sentences = sentences_of(LENGTHS)
     told = parallel_tables(strong, engine, sentences, 4)

@@ -1,165 +1,316 @@
-"""The default engine: data parallel over the processes of torchrun or srun.
+"""The default engine: PyTorch's own parallelism, with experts where their families' data is.
 
-Each process runs an equal piece of the step's slots. Gradients are sums over the whole global
-batch, already divided by its tokens, so that processes need only add theirs; a family's experts
-are reduced only in steps in which they have tokens, which every process knows.
-Read next: `../loop.py`.
+One rule covers every layout: a parameter's gradient is the sum over the processes that hold the
+same piece of it. Losses are sums over tokens, divided by those of the global batch, so that nothing
+is averaged. FSDP2 adds up the trunk's where it shards it; the rest is added here.
+Read next: `placement.py`, who holds what; `../../model/part.py`.
 """
 
 import importlib.util
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from ...model.decoder import Decoder, Layer, parameter_family
-from ..config import EngineConfig
+from ...model.collectives import Sharing
+from ...model.decoder import (
+    Decoder,
+    build_decoder,
+    canonical_views,
+    parameter_family,
+    saved_tensors,
+)
+from ...model.layout import Layout, check_layout
+from ...model.objectives import next_token_loss
+from ...model.routers import FamilySegment
+from ..config import RunConfig
 from ..errors import UserError
+from ..micro_batches import StepWork
+from ..optimizer import Optimizers, clip_gradients, gradient_norm
+from ..pieces import OPTIMIZER, WEIGHTS, Piece, Reader
+from .engine import Moves, StepResult
+from .placement import Placement, local_stretch
+from .processes import Processes
 
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "A100": 312.0}
-"""Dense bf16 peak of a device by datasheet."""
+BUCKET = 1 << 24
+"""Elements that one all-reduce adds up at most."""
 
 
 class TorchEngine:
-    """Processes, device and precision of a run."""
+    """PyTorch over the processes of torchrun or srun."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        torch.set_flush_denormal(True)
-        # Equal runs give equal losses; where an operation cannot, PyTorch says so once.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        self.device = torch.device("cpu")
-        if torch.cuda.is_available():
-            self.device = torch.device("cuda", local_rank)
-            torch.cuda.set_device(self.device)
-        if self.world > 1:
-            dist.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo",
-                timeout=timedelta(minutes=config.timeout_minutes),
-            )
-        self.precision = resolve_precision(config.precision, self.device)
+    decoder: Decoder
+    optimizers: Optimizers
 
-    @property
-    def leader(self) -> bool:
-        """Whether this process writes files and speaks."""
-        return self.rank == 0
+    def __init__(self, processes: Processes, layout: Layout) -> None:
+        """
+        Args:
+            layout: resolved.
+        """
+        self.processes, self.layout = processes, layout
+        self.place = layout.place(processes.rank)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of matrix products."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def prepare(self, decoder: Decoder) -> None:
-        """How the decoder's layers run in training: compiled, recomputed. Names stay as they are.
+    def build(
+        self, config: RunConfig, families: Sequence[str], hosted: Sequence[frozenset[str]]
+    ) -> None:
+        """Makes this process's part of the decoder, and its optimisers.
 
         Raises:
-            UserError: there is no compiler.
+            ModelError: the layout cannot cut this model.
+            UserError: there is no compiler, or an optimiser that cannot work on parts.
         """
-        decoder.recompute = self.config.recompute
-        if self.config.compile:
-            check_compiler(self.device)
-            for module in dense_parts(decoder):
+        check_layout(config.model, families, self.layout, config.data.sequence_length)
+        check_optimizer(config, self.layout)
+        self.placement = Placement(config.model, families, self.layout, hosted)
+        groups = self.placement.groups(self.processes)
+        sharing = Sharing(self.placement.parts[self.processes.rank], groups)
+        self.decoder = build_decoder(config.model, families, seed=config.run.seed, sharing=sharing)
+        self.decoder.to(self.processes.device)
+        self.views = canonical_views(self.decoder)
+        self.decoder.recompute = config.engine.recompute
+        if config.engine.compile:
+            check_compiler(self.processes.device)
+            for module in dense_parts(self.decoder):
                 module.forward = compiled_in_training(module.forward)
+        self.sharded = config.engine.shard == "full" and self.processes.world > 1
+        if self.sharded:
+            self._shard()
+        self.together = self.sharded or self.layout.expert > 1
+        self.layer_group = self.placement.stage_group(self.processes)
+        self.sum_groups = self.placement.sum_groups(self.decoder, self.processes, self.sharded)
+        self.optimizers = Optimizers(self.decoder, config.optim, config.run.steps)
+        self.clip_norm = config.optim.clip_norm
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in place."""
-        if self.world > 1:
-            dist.all_reduce(values)
-        return values
+    def _shard(self) -> None:
+        """FSDP2 on the trunk; experts stay whole where they are hosted."""
+        experts = {p for n, p in self.decoder.named_parameters() if not is_trunk(n)}
+        half = self.processes.precision == "bf16"
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=False)
+        settings: dict[str, Any] = {
+            "mesh": self.placement.shard_mesh(self.processes),
+            "ignored_params": experts,
+            "mp_policy": policy if half else MixedPrecisionPolicy(),
+        }
+        for module in (*self.decoder.layers, self.decoder):
+            fully_shard(module, **settings)
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
-    def reduce_gradients(self, model: nn.Module, moves: Callable[[str], bool]) -> None:
-        """Adds up gradients over the processes; what the step does not move has none.
+    def forward_backward(self, work: StepWork) -> None:
+        """Runs the micro-batches one after the other."""
+        for index in range(work.count):
+            if self.sharded:
+                last = index == work.count - 1
+                self.decoder.set_requires_gradient_sync(last)  # type: ignore[operator]
+            hidden = work.forward(self.decoder, index)
+            work.loss(hidden, self.decoder.head_weight_VD, index, self.decoder.sharing).backward()
 
-        Args:
-            moves: canonical name -> whether some process has a gradient for it; the same answers
-                on every process.
-        """
-        groups: dict[str | None, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
+    def update(self, step: int, moves: Moves) -> StepResult:
+        """Adds up gradients, clips, and moves what has one."""
+        self.reduce_gradients(moves)
+        norm = self.gradient_norm()
+        check_norm(norm.item(), step)
+        clip_gradients(self._gradients(), norm, self.clip_norm)
+        return StepResult(norm.item(), self.optimizers.step(step))
+
+    def reduce_gradients(self, moves: Moves) -> None:
+        """Sums each gradient over those who hold the same piece; what does not move has none."""
+        groups: dict[tuple[str | None, int], tuple[dist.ProcessGroup, list[Tensor]]] = {}
+        for name, parameter in self.decoder.named_parameters():
             if not moves(name):
                 parameter.grad = None
-            elif self.world > 1:
-                groups.setdefault(parameter_family(name), []).append(parameter)
-        for parameters in groups.values():
-            for parameter in parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            _sum_together([p.grad for p in parameters if p.grad is not None])
+                continue
+            group = self.sum_groups[name].group
+            if group is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            key = parameter_family(name), id(group)
+            groups.setdefault(key, (group, []))[1].append(local(parameter.grad))
+        for group, gradients in groups.values():
+            sum_together(gradients, group)
 
-    def leader_says(self, text: str) -> str:
-        """What the leader passes, on every process."""
-        if self.world == 1:
-            return text
-        said = [text]
-        dist.broadcast_object_list(said, src=0)
-        return said[0]
+    def _gradients(self) -> list[Tensor]:
+        return [local(p.grad) for p in self.decoder.parameters() if p.grad is not None]
 
-    def same_everywhere(self, what: str, value: str) -> None:
-        """Checks that every process holds the same text.
+    def gradient_norm(self) -> Tensor:
+        """The norm of the whole model's gradient, each piece counted once; scalar float32."""
+        if self.processes.world == 1:
+            return gradient_norm(self._gradients())
+        square = torch.zeros((), dtype=torch.float64, device=self.processes.device)
+        gradients, copies = [], []
+        for name, parameter in self.decoder.named_parameters():
+            if parameter.grad is not None and local(parameter.grad).numel():
+                gradients.append(local(parameter.grad))
+                copies.append(self.sum_groups[name].holders)
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(gradients)).double()
+            square = (norms.square() / norms.new_tensor(copies)).sum()
+        return self.processes.sum(square).sqrt().float()
 
-        Raises:
-            UserError: one differs; names both ranks.
-        """
-        if self.world == 1:
+    def layer_sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the processes that hold the same layers, in place."""
+        if self.layer_group is not None:
+            dist.all_reduce(values, group=self.layer_group)
+        return values
+
+    @torch.no_grad()
+    def score(
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        documents_BT: Tensor,
+        segments: Sequence[FamilySegment],
+    ) -> Tensor:
+        """nll_BT of next tokens; zeros at positions that another process counts."""
+        sharing = self.decoder.sharing
+        self.decoder.eval()
+        with self.processes.autocast():
+            hidden = self.decoder(inputs_BT, documents_BT, segments)
+            _, nll_BT = next_token_loss(
+                hidden, self.decoder.head_weight_VD, sharing.here(targets_BT), sharing=sharing
+            )
+        self.decoder.train()
+        return spread(nll_BT, inputs_BT, sharing)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this process writes."""
+        names: dict[Tensor, str] = {p: n for n, p in self.decoder.named_parameters()}
+        for name, tensor in saved_tensors(self.decoder).items():
+            if self.sum_groups[name].writes:
+                yield self._piece(WEIGHTS, name, name, tensor)
+        for parameter, state in self.optimizers.states():
+            name = names[parameter]
+            for key, value in state.items():
+                if value.ndim:
+                    if self.sum_groups[name].writes:
+                        yield self._piece(OPTIMIZER, name, f"{name}/{key}", value)
+                elif self.sum_groups[name].writes_scalars:
+                    yield Piece(
+                        kind=OPTIMIZER, name=f"{name}/{key}", shape=(), view=(), start=0, stop=1,
+                        tensor=value,
+                    )  # fmt: skip
+
+    def _piece(self, kind: str, parameter: str, name: str, tensor: Tensor) -> Piece:
+        shape, view = self.views[parameter]
+        start, stop = local_stretch(tensor, view)
+        return Piece(
+            kind=kind, name=name, shape=shape, view=view, start=start, stop=stop,
+            tensor=local(tensor),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def load(self, reader: Reader, *, optimizer: bool = True) -> None:
+        """Fills weights and optimiser state; a parameter that was never moved has none."""
+
+        def read(kind: str, parameter: str, name: str, like: Tensor) -> Tensor | None:
+            shape, view = self.views[parameter]
+            return reader.read(kind, name, shape, view, *local_stretch(like, view))
+
+        for name, tensor in saved_tensors(self.decoder).items():
+            values = read(WEIGHTS, name, name, tensor)
+            assert values is not None, f"the checkpoint's check let {name} pass"
+            local(tensor).copy_(values.view_as(local(tensor)))
+        if not optimizer:
             return
-        values: list[str | None] = [None] * self.world
-        dist.all_gather_object(values, value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise UserError(
-                    f"rank {rank} has another {what} than rank 0: start every process with the "
-                    "same code and the same command"
-                )
 
-    def barrier(self) -> None:
-        """Waits for all processes."""
-        if self.world > 1:
-            dist.barrier()
+        def state_of(name: str, key: str, parameter: Tensor) -> Tensor | None:
+            if key == "step":
+                return reader.read(OPTIMIZER, f"{name}/step", (), (), 0, 1)
+            values = read(OPTIMIZER, name, f"{name}/{key}", parameter)
+            if values is None:
+                return None
+            held = torch.zeros_like(parameter)
+            local(held).copy_(values.view_as(local(held)))
+            return held
 
-    def close(self) -> None:
-        """Leaves the process group."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
-    def peak_flops(self) -> tuple[float, str]:
-        """Peak FLOP/s of one device and where the number comes from."""
-        if self.config.peak_tflops:
-            return self.config.peak_tflops * 1e12, "engine.peak_tflops"
-        if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-            for key, tflops in PEAK_TFLOPS.items():
-                if key in name:
-                    return tflops * 1e12, f"datasheet of {key}"
-        return measured_matmul_flops(self.device, self.precision), "measured 1024^3 product"
+        self.optimizers.load(state_of)
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto` becomes bf16 where the device multiplies it natively, else fp32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+def is_trunk(name: str) -> bool:
+    """Whether every token uses a parameter, so that every step moves it."""
+    routed = ".shared_experts." in name or ".feed_forward.router." in name
+    return parameter_family(name) is None and not routed
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a DTensor; other tensors as they are."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def spread(nll_BT: Tensor, inputs_BT: Tensor, sharing: Sharing) -> Tensor:
+    """A process's token losses at their places in the whole sequences, zeros elsewhere."""
+    if sharing.part.tensor[0] or not sharing.part.last:
+        return nll_BT.new_zeros(inputs_BT.shape)
+    positions = sharing.positions(inputs_BT.shape[1], inputs_BT.device)
+    if positions is None:
+        return nll_BT
+    whole_BT = nll_BT.new_zeros(inputs_BT.shape)
+    whole_BT[:, positions] = nll_BT
+    return whole_BT
+
+
+def check_norm(norm: float, step: int) -> None:
+    """Stops before a gradient that is no number reaches the weights.
+
+    Raises:
+        FloatingPointError: it is infinite or NaN.
+    """
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient's norm is {norm} at step {step + 1}: resume the last checkpoint with a "
+            "lower optim.learning_rate, or with debug.anomaly=true to find the operation"
+        )
+
+
+def check_optimizer(config: RunConfig, layout: Layout) -> None:
+    """Whether the optimiser can work on what a process holds.
+
+    Raises:
+        UserError: Muon, which orthogonalises whole matrices, would see parts of them.
+    """
+    if config.optim.name != "muon":
+        return
+    for setting, cuts, way_out in (
+        (f"engine.layout.tensor={layout.tensor}", layout.tensor > 1, "engine.layout.tensor=1"),
+        (f"engine.shard={config.engine.shard}", config.engine.shard == "full", "engine.shard=none"),
+    ):
+        if cuts:
+            raise UserError(
+                f"optim.name=muon orthogonalises whole matrices, which {setting} cuts: set "
+                f"{way_out}, or optim.name=adamw"
+            )
+
+
+def sum_together(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    """Adds tensors up over a group, many at once: latency is paid once a bucket."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in (*tensors, None):
+        if bucket and (tensor is None or size + tensor.numel() > BUCKET):
+            flat = torch.cat([each.reshape(-1) for each in bucket])
+            dist.all_reduce(flat, group=group)
+            parts = flat.split([each.numel() for each in bucket])
+            torch._foreach_copy_(bucket, [p.view_as(t) for t, p in zip(bucket, parts, strict=True)])
+            bucket, size = [], 0
+        if tensor is not None:
+            bucket.append(tensor)
+            size += tensor.numel()
 
 
 def dense_parts(decoder: Decoder) -> Iterator[nn.Module]:
     """What torch.compile is given: every token goes through it, whatever the router says."""
-    yield decoder.final_norm
-    for layer in cast(Iterable[Layer], decoder.layers):
+    if decoder.final_norm is not None:
+        yield decoder.final_norm
+    for layer in decoder.layers:
         yield from (layer.attention_norm, layer.attention)
         yield from (layer.feed_forward_norm, layer.feed_forward.trunk)
 
@@ -194,27 +345,3 @@ def check_compiler(device: torch.device) -> None:
             f"engine.compile=true needs {needed}, and there is none: install it, or set "
             "engine.compile=false"
         )
-
-
-def measured_matmul_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of the best of ten square products."""
-    import time
-
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a = torch.ones(1024, 1024, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(10):
-        started = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * 1024**3 / best
-
-
-def _sum_together(tensors: Sequence[Tensor]) -> None:
-    """One all-reduce for many tensors: latency is paid once a group, not once a parameter."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
