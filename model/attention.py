@@ -49,16 +49,29 @@ def attention_choice(config: ModelConfig, device: torch.device, dtype: torch.dty
 
 
 class ContextAttention:
-    """The same where this process has some of the queries and all keys, in the context's order."""
+    """The same where this process has some of the queries, and all keys in the context's order.
+
+    Its queries are two stretches of the sequence, an early and a late one, each of which sees the
+    keys up to its end: both together are equally many on every process.
+    """
 
     def __init__(self, documents_BT: Tensor, sharing: Sharing) -> None:
         T, device = documents_BT.shape[1], documents_BT.device
-        queries_T, keys_T = sharing.positions(T, device), sharing.all_positions(T, device)
-        self.mask_B1TT = document_mask(document_starts(documents_BT))[:, :, queries_T][..., keys_T]
+        self.places_T = sharing.places(T, device)
+        mask_B1TT = document_mask(document_starts(documents_BT))
+        index, of = sharing.part.context
+        length = T // (2 * of)
+        ends = [(index + 1) * length, T - index * length]
+        self.length, self.masks_B1TT = length, [mask_B1TT[:, :, e - length : e, :e] for e in ends]
 
     def __call__(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
         """[B, this process's T, H, K]."""
-        return sdpa_attention(q_BTHK, k_BTGK, v_BTGK, self.mask_B1TT)
+        k_BTGK, v_BTGK = k_BTGK[:, self.places_T], v_BTGK[:, self.places_T]
+        attended = []
+        for q, mask in zip(q_BTHK.split(self.length, dim=1), self.masks_B1TT, strict=True):
+            end = mask.shape[-1]
+            attended.append(sdpa_attention(q, k_BTGK[:, :end], v_BTGK[:, :end], mask))
+        return torch.cat(attended, dim=1)
 
 
 def document_attention(

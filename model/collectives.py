@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .part import ParallelGroups, Part
+from .part import ParallelGroups, Part, Range, share
 
 ALONE = Part(layers=(), families=frozenset())
 
@@ -87,6 +87,20 @@ class Sharing:
 
     part: Part = ALONE
     groups: ParallelGroups = field(default_factory=ParallelGroups)
+    vocab_size: int = 0
+    """Tokens of the whole vocabulary; 0 where all who share it have equally many."""
+
+    def rows_here(self, rows: int) -> tuple[Range, int]:
+        """Which of the vocabulary's tokens are this process's, and how many there are in all.
+
+        Args:
+            rows: how many are this process's.
+        """
+        index, of = self.part.tensor
+        vocab_size = self.vocab_size or rows * of
+        here = share(vocab_size, index, of)
+        assert here[1] - here[0] == rows, f"{rows} of {vocab_size} tokens on {index} of {of}"
+        return here, vocab_size
 
     def enter(self, x_BTD: Tensor) -> Tensor:
         """Before products that are shared: all positions of this process's sequences."""
@@ -109,6 +123,23 @@ class Sharing:
         gathered: Tensor = _Gather.apply(x_BT, 1, self.groups.context)  # type: ignore[no-untyped-call]
         return gathered
 
+    def in_order(self, x_BT: Tensor) -> Tensor:
+        """All positions of the sequences in order, from this process's stretch of its own; dim 1.
+
+        The derivative sums what all processes make of each position.
+        """
+        x_BT = self.over_context(self.enter(x_BT))
+        places = self.places(x_BT.shape[1], x_BT.device)
+        return x_BT if places is None else x_BT[:, places]
+
+    def sum_over_context(self, counts: Tensor) -> Tensor:
+        """The sum over the processes that share each sequence; no derivative."""
+        if self.groups.context is None:
+            return counts
+        summed = counts.detach().clone()
+        dist.all_reduce(summed, group=self.groups.context)
+        return summed
+
     def positions(self, T: int, device: torch.device) -> Tensor | None:
         """The positions of the sequence that are this process's by context; None for all, in order.
 
@@ -124,6 +155,11 @@ class Sharing:
         if of == 1:
             return None
         return torch.cat([context_positions(T, i, of, device) for i in range(of)])
+
+    def places(self, T: int, device: torch.device) -> Tensor | None:
+        """Where each position is in the order of `over_context`; None for their own order."""
+        order = self.all_positions(T, device)
+        return None if order is None else order.argsort()
 
     def here(self, x_BT: Tensor) -> Tensor:
         """A whole sequence's values at this process's positions by context."""

@@ -10,7 +10,7 @@ Shapes: B sequences, T positions, D model, V vocabulary, F families. Read next: 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
@@ -121,7 +121,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.families = tuple(families)
-        self.sharing = Sharing(whole(config, families)) if sharing is None else sharing
+        sharing = Sharing(whole(config, families)) if sharing is None else sharing
+        self.sharing = replace(sharing, vocab_size=config.vocab_size)
         part = self.sharing.part
         self.recompute = 0
         """Every n-th layer, from the first, computes its activations again in the backward
@@ -137,7 +138,7 @@ class Decoder(nn.Module):
         self.final_norm = RMSNorm(D, config.norm_eps) if part.last else None
         self._index = {name: i for i, name in enumerate(self.families)}
         prior = part.first and any(plan.router == "prior" for plan in plans)
-        self.family_head = FamilyHead(D, families) if prior else None
+        self.family_head = FamilyHead(D, families, self.sharing) if prior else None
         heads = part.last and not config.tied_embeddings
         self.head = nn.Linear(D, V, bias=False) if heads else None
 

@@ -4,7 +4,7 @@ y = trunk(x) + sum over the router's choices of weight * expert(x). Two SwiGLU i
 SwiGLU with concatenated hidden units, which is what makes the dense export exact (docs/EXPORT.md).
 In training, expert and output masking and the conditional gate may regularise the experts' part.
 Shapes: B sequences, T positions, N = B T tokens, D model, F hidden units, K experts a token.
-Read next: `routers.py`.
+Read next: `routers.py`; `expert_parallel.py`, where processes share experts.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .collectives import Sharing
 from .config import LayerPlan, RoutingConfig
+from .expert_parallel import expert_parallel_swiglu
 from .experts import ExpertGroup, routed_swiglu
 from .noise import uniform
 from .part import experts_here
@@ -121,10 +122,9 @@ class FeedForward(nn.Module):
         auxiliary = statistics = None
         if isinstance(self.router, TokenRouter):
             choice = self.router(x_BTD, context)
-            routed_BTD = routed_swiglu(
-                x_BTD.flatten(0, 1), choice.experts_NK,
-                self._masked(choice.weights_NK, context), self._groups(),
-            ).view_as(x_BTD)  # fmt: skip
+            weights_NK = self._masked(choice.weights_NK, context)
+            routed_BTD = self._token_experts(x_BTD.flatten(0, 1), choice.experts_NK, weights_NK)
+            routed_BTD = routed_BTD.view_as(x_BTD)
             auxiliary, statistics = choice.auxiliary, choice.statistics
         else:
             routed_BTD = self._family_experts(self.router, x_BTD, context)
@@ -137,6 +137,13 @@ class FeedForward(nn.Module):
         return (1 - gate_BT1) * y_BTD + gate_BT1 * routed_BTD, FeedForwardExtras(
             auxiliary=auxiliary, statistics=statistics, gate_B=gate_BT.detach().sum(1)
         )
+
+    def _token_experts(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        groups, shared_by = self._groups(), self.sharing.groups.expert
+        if shared_by is None:
+            return routed_swiglu(x_ND, experts_NK, weights_NK, groups)
+        experts = sum(self.routing.group_sizes(self.families))
+        return expert_parallel_swiglu(x_ND, experts_NK, weights_NK, groups, experts, shared_by)
 
     def _groups(self) -> list[ExpertGroup]:
         groups = [self.experts[name] for name in self.families if name in self.experts]
@@ -180,8 +187,13 @@ class FeedForward(nn.Module):
         T = like.numel() // like.shape[-1] // B
         if context.keys_B is None:
             return like.new_full((B, T, choices), 1 - share)
-        drawn = uniform(context.keys_B, f"{self.purpose}/{what}", T * choices)
-        return (drawn >= share).to(like.dtype).view(B, T, choices)
+        return (self._drawn(context.keys_B, what, T, choices) >= share).to(like.dtype)
+
+    def _drawn(self, keys_B: Tensor, what: str, T: int, choices: int) -> Tensor:
+        """Random numbers of this process's T positions, the same however sequences are cut."""
+        whole = T * self.sharing.part.context[1]
+        drawn = uniform(keys_B, f"{self.purpose}/{what}", whole * choices)
+        return self.sharing.here(drawn.view(len(keys_B), whole, choices))
 
     def _gate(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
         """CMR: each token's gate, and the loss that holds a family's mean gate to its budget.
@@ -199,7 +211,7 @@ class FeedForward(nn.Module):
             if context.keys_B is None:
                 gate_BT = gate_BT * (1 - share)
             else:
-                drawn_BT = uniform(context.keys_B, f"{self.purpose}/gate dropout", T)
+                drawn_BT = self._drawn(context.keys_B, "gate dropout", T, 1)[..., 0]
                 gate_BT = gate_BT * (drawn_BT >= share)
         tagged_B = context.families_B >= 0
         pull_B = torch.where(tagged_B, self.budget_pull_F[context.families_B.clamp_min(0)], 0.0)

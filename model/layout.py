@@ -45,6 +45,8 @@ class Layout:
     """Stages that the layers are cut into."""
     virtual: int = 1
     """Pieces of the layers on each stage: more than 1 is the interleaved schedule."""
+    stages: tuple[int, ...] = ()
+    """Layers of each piece of the pipeline, pipeline x virtual numbers; none splits by cost."""
     expert: int = 1
     """Processes, of those that read different slots, that share the experts of token routers."""
 
@@ -60,6 +62,13 @@ class Layout:
             raise ModelError(
                 f"engine.layout.virtual={self.virtual} has no effect without a pipeline: set "
                 "engine.layout.pipeline=2 or more, or engine.layout.virtual=1"
+            )
+        pieces = self.pipeline * self.virtual
+        if self.stages and (len(self.stages) != pieces or min(self.stages) < 1):
+            raise ModelError(
+                f"engine.layout.stages={list(self.stages)} must be {pieces} numbers of layers, 1 "
+                f"at least, for pipeline={self.pipeline} x virtual={self.virtual}; leave it out to "
+                "split by cost"
             )
 
     @property
@@ -163,6 +172,11 @@ def check_layout(
         raise ModelError(
             f"engine.layout.pipeline={layout.pipeline} x virtual={layout.virtual} is more than the "
             f"{len(config.layers)} layers: every piece holds one at least"
+        )
+    if layout.stages and sum(layout.stages) != len(config.layers):
+        raise ModelError(
+            f"engine.layout.stages={list(layout.stages)} has {sum(layout.stages)} layers, the "
+            f"model {len(config.layers)}: their sum must be that"
         )
     routers = {layer.router for layer in config.layers if layer.expert_width}
     if layout.family > 1:

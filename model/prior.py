@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .collectives import Sharing
 from .documents import document_starts
 from .noise import uniform
 
@@ -22,26 +23,34 @@ class FamilyHead(nn.Module):
     Each token's normed embedding gives evidence for every family; the evidence of n tokens is their
     sum over sqrt(n), which grows with n as a signal does over its noise. A family's row bears its
     name, so that it comes and goes with the family's files.
+    Processes that share a sequence exchange its evidence: a document may lie on several.
     """
 
-    def __init__(self, hidden_size: int, families: Sequence[str]) -> None:
+    def __init__(
+        self, hidden_size: int, families: Sequence[str], sharing: Sharing | None = None
+    ) -> None:
         super().__init__()
+        self.sharing = Sharing() if sharing is None else sharing
         self.families = tuple(families)
         self.rows = nn.ParameterDict({name: torch.empty(hidden_size) for name in families})
 
     def forward(self, x_BTD: Tensor, documents_BT: Tensor) -> Tensor:
         """
         Args:
-            x_BTD: the tokens' embeddings; no gradient reaches them.
-            documents_BT: the number of each position's document in its sequence.
+            x_BTD: the tokens' embeddings, at this process's stretch of the positions; no gradient
+                reaches them.
+            documents_BT: the number of each position's document in its sequence, of whole
+                sequences.
         Returns:
-            guess_BTF, float32.
+            guess_BTF, float32, at this process's positions by context.
         """
         with torch.autocast(x_BTD.device.type, enabled=False):
             x_BTD = F.rms_norm(x_BTD.detach().float(), x_BTD.shape[-1:])
             rows_FD = torch.stack([self.rows[name] for name in self.families]).float()
-            sums_BTF, tokens_BT = document_sums(F.linear(x_BTD, rows_FD), documents_BT)
-            return (sums_BTF * tokens_BT[..., None].rsqrt()).log_softmax(-1)
+            evidence_BTF = self.sharing.in_order(F.linear(x_BTD, rows_FD))
+            sums_BTF, tokens_BT = document_sums(evidence_BTF, documents_BT)
+            scaled_BTF = sums_BTF * tokens_BT[..., None].rsqrt()
+            return self.sharing.here(scaled_BTF).log_softmax(-1)
 
 
 def document_sums(x_BTC: Tensor, documents_BT: Tensor) -> tuple[Tensor, Tensor]:

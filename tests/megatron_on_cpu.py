@@ -36,7 +36,7 @@ class _Nothing:
         pass
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **named: None
+        return lambda *arguments, **named: _Nothing()
 
 
 class _OnCpu:

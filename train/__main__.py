@@ -63,10 +63,15 @@ def plan(arguments: argparse.Namespace) -> None:
     from ..data.storage import open_storage
     from .compose import compose_config
     from .console import OUT
+    from .layout_search import cluster_words, print_search
     from .plan import make_plan, print_plan
 
-    config = compose_config(arguments.settings)
+    words, settings = cluster_words(arguments.settings, arguments.search)
+    config = compose_config(settings)
     storage = open_storage(config.data.prepared, config.data.storage)
+    if arguments.search:
+        print_search(words, config, Manifest.load(storage), OUT)
+        return
     print_plan(make_plan(config, Manifest.load(storage)), config, OUT)
 
 
@@ -214,6 +219,10 @@ def parser() -> argparse.ArgumentParser:
         if name == "inspect":
             told += "; or one run folder"
         made[name].add_argument("settings", nargs="*", metavar="KEY=VALUE", help=told)
+    made["plan"].add_argument(
+        "--search", action="store_true",
+        help="rank all layouts for a cluster: nodes=64 [processes_per_node=8] [hardware=h100]",
+    )  # fmt: skip
     made["prepare"].add_argument("--force", action="store_true", help="replace what is there")
     made["prepare"].add_argument(
         "--extend", metavar="NAME", help="add the corpus to the folder that is there, as NAME"

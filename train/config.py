@@ -168,6 +168,8 @@ class ClusterConfig:
     """Processes (devices) a node."""
     memory_gib: float = 16.0
     """Memory of one device, for the plan's refusal."""
+    hardware: str = "cpu"
+    """What a device can do, by its name in configs/hardware.yaml: for predicted times."""
 
     def __post_init__(self) -> None:
         check_minimums(self, "cluster", nodes=1, processes_per_node=1, memory_gib=0)

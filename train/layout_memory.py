@@ -5,12 +5,15 @@ operation (`model/accounting.py`). The tests compare the peak with what runs all
 Read next: `layout_traffic.py`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..model.accounting import activation_bytes
 from ..model.layout import Layout
-from .layout_parts import Held, Inventory, RankClass, Work
+from .layout_parts import Holdings, Inventory, RankClass, Work, gradient_sums, holders
 
 BUCKET = 1 << 24
 """Elements that the engine adds up at once over processes."""
@@ -64,20 +67,24 @@ def in_flight(layout: Layout, stage: int, micro_batches: int) -> float:
 
 
 def rank_memory(
-    work: Work, layout: Layout, inventory: Inventory, ranks: RankClass, hosted_by: dict[str, int]
+    work: Work,
+    layout: Layout,
+    inventory: Inventory,
+    ranks: RankClass,
+    hosted_by: NDArray[np.int64],
 ) -> RankMemory:
     """The memory of a class of ranks.
 
     Args:
-        hosted_by: family -> data indices that host it.
+        hosted_by: how many data indices host each family.
     """
     held = inventory.held(ranks.part)
-    tokens_apart = layout.readers * layout.context
     sharded = work.shard == "full" and layout.world > 1
-    trunk = [each for each in held if each.trunk]
-    others = sum(each.elements for each in held if not each.trunk)
-    whole = sum(each.elements for each in trunk)
-    mine = sum(each.padded(tokens_apart) for each in trunk) if sharded else whole
+    others = int(held.elements[~held.trunk].sum())
+    whole = int(held.elements[held.trunk].sum())
+    mine = whole
+    if sharded:
+        mine = int(held.padded(layout.readers * layout.context)[held.trunk].sum())
     micro_batches = work.micro_batches(layout)
     # FSDP2 adds up gradients of micro-batches before the last whole, as wide as it computes.
     waiting = work.value_bytes * whole if sharded and micro_batches > 1 else 0
@@ -85,7 +92,7 @@ def rank_memory(
         parameters=4 * (mine + others),
         gradients=4 * (mine + others) + waiting,
         optimiser=int(4 * work.states * (mine + others)),
-        copies=_copies(work, inventory, ranks, held, sharded),
+        copies=_copies(work, ranks, held, sharded),
         activations=activation_bytes(
             work.model,
             work.families,
@@ -104,57 +111,45 @@ def rank_memory(
     )
 
 
-def _copies(
-    work: Work, inventory: Inventory, ranks: RankClass, held: Sequence[Held], sharded: bool
-) -> int:
+def _copies(work: Work, ranks: RankClass, held: Holdings, sharded: bool) -> int:
     """Weights of the layers as products use them."""
-    narrow = work.precision == "bf16"
-    by_layer: dict[int, int] = dict.fromkeys(ranks.part.layers, 0)
-    gathered: dict[int | None, int] = {}
-    idle = _families_a_micro_batch_leaves(work, ranks)
-    for each in held:
-        if each.trunk and sharded:
-            gathered[each.layer] = gathered.get(each.layer, 0) + each.elements
-        elif narrow and each.layer is not None and len(each.shape) > 1:
-            share = 1 - idle if each.by_family else 1
-            by_layer[each.layer] += int(2 * each.elements * share)
-    kept = [
-        size
-        for number, size in by_layer.items()
-        if not (work.recompute and number % work.recompute == 0)
-    ]
-    again = [
-        size for number, size in by_layer.items() if work.recompute and number % work.recompute == 0
-    ]
-    layers = sorted((n for key, n in gathered.items() if key is not None), reverse=True)
-    # The root's stay from forward to backward; of layers two are there at once.
-    whole = work.value_bytes * (gathered.get(None, 0) + sum(layers[:2]))
-    return sum(kept) + max(again, default=0) + whole
-
-
-def _families_a_micro_batch_leaves(work: Work, ranks: RankClass) -> float:
-    """The share of hosted families that a micro-batch of few slots cannot hold."""
-    hosted = len(ranks.part.families)
-    return max(0.0, 1 - work.micro_slots / hosted) if hosted else 0.0
+    layers = np.array(ranks.part.layers)
+    size = len(work.model.layers)
+    copied: NDArray[Any] = np.zeros(size)
+    if work.precision == "bf16":
+        # A micro-batch of few slots cannot hold every family that is hosted.
+        used = min(1.0, work.micro_slots / max(1, len(ranks.part.families)))
+        mine = (held.layer >= 0) & held.matrix & ~(held.trunk & sharded)
+        weights = np.where(held.by_family, 2 * used, 2) * held.elements
+        copied = np.bincount(held.layer[mine], weights[mine], minlength=size)
+    again = np.zeros(size, dtype=bool)
+    if work.recompute:
+        again[:: work.recompute] = True
+    copied, recomputed = copied[layers], again[layers]
+    gathered = 0.0
+    if sharded:
+        trunk = held.trunk & (held.layer >= 0)
+        whole = np.sort(np.bincount(held.layer[trunk], held.elements[trunk], minlength=size))
+        # The root's stay from forward to backward; of layers two are there at once.
+        root = held.elements[held.trunk & (held.layer < 0)].sum()
+        gathered = work.value_bytes * float(root + whole[-2:].sum())
+    kept = copied[~recomputed].sum() + copied[recomputed].max(initial=0)
+    return int(kept + gathered)
 
 
 def _largest_bucket(
-    layout: Layout, held: Sequence[Held], sharded: bool, hosted_by: dict[str, int]
+    layout: Layout, held: Holdings, sharded: bool, hosted_by: NDArray[np.int64]
 ) -> int:
-    """Bytes of the largest copy that is made to add gradients up."""
-    groups: dict[tuple[str | None, bool, bool], list[int]] = {}
-    for each in held:
-        apart = hosted_by.get(each.family or "", 0) if each.by_family else layout.readers
-        apart = apart // (layout.expert if each.shared_out else 1) * layout.context
-        alone = apart == 1 and (each.cut or layout.tensor == 1)
-        if alone or (sharded and each.trunk and (each.cut or layout.tensor == 1)):
-            continue
-        key = each.family, each.cut, each.shared_out
-        groups.setdefault(key, []).append(each.elements)
+    """Bytes of the largest copy that is made to add gradients up, at most."""
+    sizes = holders(layout, held, hosted_by)
+    # FSDP2 adds up its own; what tensor parallelism leaves whole is added up after it.
+    added = (sizes > 1) & ~(held.trunk & sharded & held.cut)
+    if sharded and layout.tensor == 1:
+        added &= ~held.trunk
+    if not added.any():
+        return 0
+    held = held.at(added)
     largest = 0
-    for sizes in groups.values():
-        total = 0
-        for size in sizes:
-            total = size if total + size > BUCKET else total + size
-            largest = max(largest, total)
-    return 4 * largest
+    for _, totals in gradient_sums(held, sizes[added], held.elements):
+        largest = max(largest, totals)
+    return 4 * min(largest, max(BUCKET, int(held.elements.max())))

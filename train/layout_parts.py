@@ -5,13 +5,17 @@ with a run. Ranks that hold equally much are one class. Read next: `layout_memor
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..model.config import ModelConfig
 from ..model.decoder import build_decoder, parameter_family
 from ..model.layout import Layout
-from ..model.part import Part, local_shape, parameter_view
+from ..model.part import Part, local_shape, parameter_view, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,35 +63,37 @@ class Work:
         return self.slots // (layout.readers * self.micro_slots)
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A parameter as a rank holds it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """Parameters as a rank holds them, one a place of every array."""
 
-    name: str
-    layer: int | None
-    """None for the embedding, the head, the final norm and the family head."""
-    family: str | None
-    """Whose it is; None for what all tokens use and for shared experts."""
-    by_family: bool
+    names: NDArray[np.object_]
+    layer: NDArray[np.int64]
+    """-1 for the embedding, the head, the final norm and the family head."""
+    family: NDArray[np.int64]
+    """Whose it is, among the model's; -1 for what all tokens use, and for shared experts."""
+    by_family: NDArray[np.bool_]
     """Whether only those hold it that host its family."""
-    trunk: bool
+    trunk: NDArray[np.bool_]
     """Whether every step moves it: what FSDP2 may shard."""
-    shape: tuple[int, ...]
+    rows: NDArray[np.int64]
     """Of the local tensor."""
-    cut: bool
+    elements: NDArray[np.int64]
+    """Of the local tensor."""
+    matrix: NDArray[np.bool_]
+    cut: NDArray[np.bool_]
     """Whether tensor parallelism cuts it; else every rank of a tensor group holds all of it."""
-    shared_out: bool
+    shared_out: NDArray[np.bool_]
     """Whether expert parallelism shares it out."""
 
-    @property
-    def elements(self) -> int:
-        """Of the local tensor."""
-        return prod(self.shape)
+    def at(self, chosen: NDArray[np.bool_]) -> "Holdings":
+        """Some of them."""
+        return Holdings(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
-    def padded(self, processes: int) -> int:
-        """Elements of one FSDP2 shard of it: rows are shared out, the last may be filled up."""
-        rows, rest = (self.shape[0], prod(self.shape[1:])) if self.shape else (1, 1)
-        return -(-rows // processes) * rest
+    def padded(self, processes: int) -> NDArray[np.int64]:
+        """Elements of one FSDP2 shard of each: rows are shared out, the last may be filled up."""
+        shards: NDArray[np.int64] = -(-self.rows // processes) * (self.elements // self.rows)
+        return shards
 
 
 class Inventory:
@@ -97,40 +103,58 @@ class Inventory:
         self.config, self.families = config, tuple(families)
         decoder = build_decoder(config, families, seed=0, device="meta")
         self.shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
-        self._whole: dict[tuple[int, int], tuple[Held, ...]] = {}
-        self._held: dict[Part, tuple[Held, ...]] = {}
+        self._tables: dict[tuple[int, int], Holdings] = {}
+        self._held: dict[Part, Holdings] = {}
 
-    def held(self, part: Part) -> tuple[Held, ...]:
+    def held(self, part: Part) -> Holdings:
         """The parameters of a part."""
-        part = replace(part, context=(0, 1), tensor=(0, part.tensor[1]))
         if part not in self._held:
-            self._held[part] = tuple(self._of(part))
+            table = self._table(part.tensor[1], part.expert[1])
+            names = table.names
+            hosted = np.array([name in part.families for name in self.families])
+            embed = np.array([name.startswith("embed.") for name in names])
+            opens = np.array([name.startswith("family_head.") for name in names])
+            inside = np.isin(table.layer, part.layers)
+            inside &= ~table.by_family | hosted[table.family]
+            tied = part.last and self.config.tied_embeddings
+            outside = np.where(embed, part.first or tied, np.where(opens, part.first, part.last))
+            self._held[part] = table.at(np.where(table.layer < 0, outside, inside))
         return self._held[part]
 
-    def _of(self, part: Part) -> Iterator[Held]:
-        config, families = self.config, self.families
-        again = replace(part, tensor=(part.tensor[1] - 1, part.tensor[1]))
-        alone = replace(part, expert=(0, 1))
-        for name, shape in self.shapes.items():
-            view = parameter_view(name, shape, part, config, families)
-            if view is None:
-                continue
-            words, family = name.split("."), parameter_family(name)
-            layer = int(words[1]) if words[0] == "layers" else None
-            routed = ".shared_experts." in name or ".feed_forward.router." in name
-            yield Held(
-                name=name,
-                layer=layer,
-                family=family,
-                by_family=layer is not None
-                and words[3] == "experts"
-                and config.layers[layer].router == "family",
-                trunk=family is None and not routed,
-                shape=local_shape(view),
-                cut=part.tensor[1] > 1
-                and view != parameter_view(name, shape, again, config, families),
-                shared_out=view != parameter_view(name, shape, alone, config, families),
+    def _table(self, tensor: int, expert: int) -> Holdings:
+        """Of a part that has all layers and families."""
+        if (tensor, expert) not in self._tables:
+            everything = whole(self.config, self.families)
+            # The last of those that share out experts holds as many as any.
+            part = replace(everything, tensor=(0, tensor), expert=(expert - 1, expert))
+            rows = [row for name in self.shapes if (row := self._row(name, part)) is not None]
+            columns = list(zip(*rows, strict=True))
+            self._tables[tensor, expert] = Holdings(
+                **{
+                    field.name: np.array(column, dtype=object if field.name == "names" else None)
+                    for field, column in zip(fields(Holdings), columns, strict=True)
+                }
             )
+        return self._tables[tensor, expert]
+
+    def _row(self, name: str, part: Part) -> tuple[Any, ...] | None:
+        config, families, shape = self.config, self.families, self.shapes[name]
+        view = parameter_view(name, shape, part, config, families)
+        if view is None:
+            return None
+        last = part.tensor[1] - 1, part.tensor[1]
+        elsewhere = parameter_view(name, shape, replace(part, tensor=last), config, families)
+        alone = parameter_view(name, shape, replace(part, expert=(0, 1)), config, families)
+        words, family = name.split("."), parameter_family(name)
+        layer = int(words[1]) if words[0] == "layers" else -1
+        local = local_shape(view)
+        by_family = layer >= 0 and words[3] == "experts" and config.layers[layer].router == "family"
+        routed = ".shared_experts." in name or ".feed_forward.router." in name
+        return (
+            name, layer, -1 if family is None else families.index(family), by_family,
+            family is None and not routed, local[0], prod(local), len(shape) > 1,
+            view != elsewhere, view != alone,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,9 +210,38 @@ def rank_classes(
     ]
 
 
-def hosts(layout: Layout, pieces: Sequence[frozenset[str]], family: str) -> int:
-    """How many data indices host a family."""
-    return layout.data * sum(family in families for families in pieces)
+def holders(layout: Layout, held: Holdings, hosted_by: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many ranks hold the same piece of each parameter.
+
+    Args:
+        hosted_by: how many data indices host each family.
+    """
+    data = np.where(held.by_family, hosted_by[held.family], layout.readers)
+    data = np.where(held.shared_out, data // layout.expert, data)
+    return data * layout.context * np.where(held.cut, 1, layout.tensor)
+
+
+def gradient_sums(
+    held: Holdings, sizes: NDArray[np.int64], elements: NDArray[np.int64]
+) -> Iterator[tuple[int, int]]:
+    """(a parameter's place, elements) of what is added up over the same ranks, families apart.
+
+    Args:
+        sizes: ranks that hold each.
+        elements: of each that are added up.
+    """
+    kinds = np.stack([held.family, held.by_family, held.cut, held.shared_out, sizes])
+    _, first, kind = np.unique(kinds, axis=1, return_index=True, return_inverse=True)
+    totals = np.bincount(kind.reshape(-1), elements)
+    yield from zip(first.tolist(), totals.astype(np.int64).tolist(), strict=True)
+
+
+def hosts(
+    layout: Layout, pieces: Sequence[frozenset[str]], families: Sequence[str]
+) -> NDArray[np.int64]:
+    """How many data indices host each family."""
+    counts = [layout.data * sum(name in held for held in pieces) for name in families]
+    return np.array(counts, dtype=np.int64)
 
 
 def even_stages(layers: int, pieces: int) -> list[tuple[int, ...]]:

@@ -68,6 +68,7 @@ def plan_layout(
     node: int,
     inventory: Inventory | None = None,
     present: Collection[str] | None = None,
+    extremes: bool = False,
 ) -> LayoutPlan:
     """The plan of a resolved, legal layout.
 
@@ -75,19 +76,26 @@ def plan_layout(
         node: processes a node.
         inventory: of the model, where several layouts are planned.
         present: families that have a slot in the step; None for all.
+        extremes: plan only the first, second and last stages of the pieces that host most families:
+            where memory and time are largest.
     """
     inventory = inventory or Inventory(work.model, work.families)
     stages = even_stages(len(work.model.layers), layout.pipeline * layout.virtual)
     pieces = hosting(layout)
-    hosted_by = {family: hosts(layout, pieces, family) for family in work.families}
+    hosted_by = hosts(layout, pieces, work.families)
     classes = []
-    for ranks in rank_classes(layout, pieces, stages):
+    chosen = rank_classes(layout, pieces, stages)
+    if extremes:
+        most = max(len(ranks.part.families) for ranks in chosen)
+        shown = {0, 1, layout.pipeline - 1}
+        chosen = [r for r in chosen if len(r.part.families) == most and r.stage in shown]
+    for ranks in chosen:
         memory = rank_memory(work, layout, inventory, ranks, hosted_by)
         traffic = rank_traffic(
             work, layout, inventory, ranks, hosted_by, node=node, present=present
         )
         time = step_time(work, layout, stages, traffic, memory.parameters, hardware)
-        parameters = sum(held.elements for held in inventory.held(ranks.part))
+        parameters = int(inventory.held(ranks.part).elements.sum())
         classes.append(
             RankPlan(
                 ranks=ranks, parameters=parameters, memory=memory, traffic=tuple(traffic), time=time

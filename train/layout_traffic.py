@@ -8,10 +8,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..model.accounting import experts_used
 from ..model.layout import Layout
 from .collective_bytes import Kind, wire_share
-from .layout_parts import Held, Inventory, RankClass, Work
+from .layout_memory import BUCKET
+from .layout_parts import Holdings, Inventory, RankClass, Work, gradient_sums, holders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ def rank_traffic(
     layout: Layout,
     inventory: Inventory,
     ranks: RankClass,
-    hosted_by: dict[str, int],
+    hosted_by: NDArray[np.int64],
     *,
     node: int,
     present: Collection[str] | None = None,
@@ -72,15 +76,16 @@ def rank_traffic(
     """All that a rank sends in a step.
 
     Args:
-        hosted_by: family -> data indices that host it.
+        hosted_by: how many data indices host each family.
         node: processes a node.
         present: families that have a slot in the step; None for all.
     """
     held = inventory.held(ranks.part)
+    here = np.array([present is None or name in present for name in work.families])
     return [
         *_forward_backward(work, layout, ranks, node),
         *_weights(work, layout, held, node),
-        *_gradients(work, layout, held, hosted_by, node, present),
+        *_gradients(work, layout, held, hosted_by, node, here),
     ]
 
 
@@ -136,60 +141,56 @@ def _forward_backward(work: Work, layout: Layout, ranks: RankClass, node: int) -
         )  # fmt: skip
 
 
-def _weights(work: Work, layout: Layout, held: Collection[Held], node: int) -> Iterator[Traffic]:
+def _weights(work: Work, layout: Layout, held: Holdings, node: int) -> Iterator[Traffic]:
     """What FSDP2 gathers before a layer's passes, and adds up after the last micro-batch's."""
     apart = layout.readers * layout.context
     if work.shard != "full" or apart == 1:
         return
     m, group = work.micro_batches(layout), group_of(apart, layout.tensor, node)
-    root = sum(each.padded(apart) for each in held if each.trunk and each.layer is None)
-    layers = sum(each.padded(apart) for each in held if each.trunk and each.layer is not None)
-    count = len({each.layer for each in held if each.trunk})
+    shards, layered = held.padded(apart), held.layer >= 0
+    root = int(shards[held.trunk & ~layered].sum())
+    layers = int(shards[held.trunk & layered].sum())
+    count = len(np.unique(held.layer[held.trunk & layered]))
     yield Traffic(
         kind="all_gather", what="weights", group=group,
-        bytes=m * work.value_bytes * (root + 2 * layers), calls=m * (2 * count - bool(root)),
+        bytes=m * work.value_bytes * (root + 2 * layers), calls=m * (2 * count + 1),
     )  # fmt: skip
     yield Traffic(
         kind="reduce_scatter", what="weights", group=group,
-        bytes=work.value_bytes * apart * (root + layers), calls=count,
+        bytes=work.value_bytes * apart * (root + layers), calls=count + 1,
     )  # fmt: skip
 
 
 def _gradients(
     work: Work,
     layout: Layout,
-    held: Collection[Held],
-    hosted_by: dict[str, int],
+    held: Holdings,
+    hosted_by: NDArray[np.int64],
     node: int,
-    present: Collection[str] | None,
+    present: NDArray[np.bool_],
 ) -> Iterator[Traffic]:
     """What is added up after the last micro-batch, over all who hold the same piece."""
-    t, c, e = layout.tensor, layout.context, layout.expert
-    sharded = work.shard == "full" and layout.world > 1
+    t = layout.tensor
+    sizes, elements = holders(layout, held, hosted_by), held.elements
+    if work.shard == "full" and layout.world > 1:
+        sizes = np.where(held.trunk, np.where(held.cut, 1, t), sizes)
+        elements = np.where(held.trunk, held.padded(layout.readers * layout.context), elements)
+    if layout.pipeline > 1 and work.model.tied_embeddings:
+        # It is on the first stage and on the last.
+        sizes = np.where(held.names == "embed.weight", 2 * sizes, sizes)
+    moved = (sizes > 1) & ((held.family < 0) | present[held.family])
+    held, sizes, elements = held.at(moved), sizes[moved], elements[moved]
     sums: dict[tuple[str, int, int], int] = {}
-    for each in held:
-        if present is not None and each.family is not None and each.family not in present:
-            continue
-        data = hosted_by[each.family or ""] if each.by_family else layout.readers
-        data = data // e if each.shared_out else data
-        stride = t * (e if each.shared_out else 1)
-        elements, size = each.elements, data * c
-        if sharded and each.trunk:
-            elements, size = each.padded(layout.readers * c), 1
-        if not each.cut:
-            size, stride = size * t, 1
-        # A tied embedding is on the first stage and on the last.
-        if layout.pipeline > 1 and each.name.startswith("embed.") and work.model.tied_embeddings:
-            size *= 2
-        what = "family gradients" if each.by_family else "gradients"
-        key = what, size, stride
-        sums[key] = sums.get(key, 0) + elements
-    for (what, size, stride), elements in sums.items():
-        if size > 1:
-            yield Traffic(
-                kind="all_reduce", what=what, group=group_of(size, stride, node),
-                bytes=4 * elements, calls=ceil(elements / (1 << 24)),
-            )  # fmt: skip
+    for at, total in gradient_sums(held, sizes, elements):
+        stride = t * (layout.expert if held.shared_out[at] else 1) if held.cut[at] else 1
+        what = "family gradients" if held.by_family[at] else "gradients"
+        key = what, int(sizes[at]), stride
+        sums[key] = sums.get(key, 0) + total
+    for (what, size, stride), total in sums.items():
+        yield Traffic(
+            kind="all_reduce", what=what, group=group_of(size, stride, node),
+            bytes=4 * total, calls=ceil(total / BUCKET),
+        )  # fmt: skip
     if layout.world > 1:
         yield Traffic(
             kind="all_reduce", what="norm", group=group_of(layout.world, 1, node), bytes=8, calls=1

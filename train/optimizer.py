@@ -125,11 +125,12 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
         return self.optimizers[0][1] * factor
 
-    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Each parameter that was moved, and what is held of it."""
+    def state(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(parameter name, state name, tensor) of everything held."""
         for optimizer, _ in self.optimizers:
             for parameter, state in optimizer.state.items():
-                yield parameter, {key: torch.as_tensor(value) for key, value in state.items()}
+                for key, value in state.items():
+                    yield self.names[parameter], key, torch.as_tensor(value)
 
     def load(self, state_of: Callable[[str, str, Tensor], Tensor | None]) -> None:
         """Takes over a saved state.

@@ -1,7 +1,8 @@
 """What a run will be, before anything is allocated: parameters, FLOPs, memory, tokens, epochs.
 
 The model lives on the meta device; the data's numbers come from the manifest and the order's own
-arithmetic. A plan refuses what cannot work.
+arithmetic; who holds what is counted as the engines cut the model. A plan refuses what cannot work.
+Read next: `layout_plan.py`.
 """
 
 import io
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..data.hosting import hosted_families
 from ..data.ledger import Ledger
 from ..data.manifest import Manifest
 from ..data.mixture import Capped
@@ -21,15 +23,19 @@ from ..data.shards import write_atomically
 from ..data.stream import build_order, check_slots, first_ledger
 from ..model.accounting import (
     ParameterCounts,
-    activation_bytes,
     count_parameters,
     forward_flops_per_token,
     training_flops_per_token,
 )
+from ..model.layout import Layout, check_layout
 from ..model.routers import unreachable_experts
 from .config import RunConfig
 from .engines.processes import resolve_precision
 from .errors import UserError
+from .hardware import hardware_named
+from .layout_parts import Work
+from .layout_plan import Hosting, LayoutPlan, plan_layout
+from .layout_tables import print_layout
 
 GIB = 2**30
 
@@ -66,8 +72,8 @@ class Plan:
     """Micro-batches of a process a step."""
     tokens_per_step: int
     steps: int
-    memory: dict[str, int]
-    """Bytes a process holds, by what for."""
+    layout: LayoutPlan
+    """Who holds and sends what."""
     checkpoint_bytes: int
     checkpoints_kept: int
     languages: tuple[LanguagePlan, ...]
@@ -99,45 +105,21 @@ def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = Non
             f"{', '.join(apart[:5])}: prepare another data.prepared for another set of languages"
         )
     processes = config.cluster.nodes * config.cluster.processes_per_node
-    check_slots(config.data.slots_per_step, processes, config.engine.micro_slots)
+    layout = config.engine.layout.resolved(processes)
+    T, k = config.data.sequence_length, config.data.slot_sequences
+    check_layout(config.model, manifest.families, layout, T)
+    check_slots(config.data.slots_per_step, layout.readers, config.engine.micro_slots)
     held_back: list[Capped] = []
     if ledger is None:
         ledger = first_ledger(config.data, manifest, config.run.steps, held_back.append)
     order = build_order(ledger, manifest)
     parameters = count_parameters(config.model, manifest.families)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(config.engine.precision, device)
-    T, k = config.data.sequence_length, config.data.slot_sequences
-    width = 2 if precision == "bf16" else 4
-    states = 2 if config.optim.name == "adamw" else 1.5
-    memory = {
-        "parameters": 4 * parameters.total,
-        "gradients": 4 * parameters.total,
-        "optimiser": int(4 * states * parameters.total),
-        "bf16 copies": 2 * parameters.total if precision == "bf16" else 0,
-        "activations": activation_bytes(
-            config.model,
-            manifest.families,
-            sequences=k * config.engine.micro_slots,
-            sequence_length=T,
-            bytes_per_value=width,
-            recompute=config.engine.recompute,
-        ),
-    }
-    limit = config.cluster.memory_gib * GIB
-    if sum(memory.values()) > limit:
-        worst = max(memory, key=lambda name: memory[name])
-        ways_out = (
-            "engine.micro_slots, data.slot_sequences or the model's widths, or set "
-            "engine.recompute=1"
-            if worst == "activations"
-            else "the model's widths or its experts"
-        )
-        raise UserError(
-            f"a process would need {sum(memory.values()) / GIB:.1f} GiB, cluster.memory_gib="
-            f"{config.cluster.memory_gib:g}: most goes to {worst} "
-            f"({memory[worst] / GIB:.1f} GiB); lower {ways_out}"
-        )
+    work = planned_work(config, manifest)
+    planned = plan_layout(
+        work, layout, hosting_of(order, manifest, config.run.steps),
+        hardware_named(config.cluster.hardware), node=config.cluster.processes_per_node,
+    )  # fmt: skip
+    check_memory(planned, config)
     languages = tuple(language_plans(order, manifest, config.run.steps, T))
     read = {row.family for row in languages if row.sequences}
     return Plan(
@@ -145,16 +127,70 @@ def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = Non
         forward_flops=forward_flops_per_token(config.model, manifest.families, T),
         training_flops=training_flops_per_token(config.model, manifest.families, T),
         processes=processes,
-        micro_batches=config.data.slots_per_step // (processes * config.engine.micro_slots),
+        micro_batches=work.micro_batches(layout),
         tokens_per_step=config.data.slots_per_step * k * T,
         steps=config.run.steps,
-        memory=memory,
-        checkpoint_bytes=int(4 * (1 + states) * parameters.total),
+        layout=planned,
+        checkpoint_bytes=int(4 * (1 + work.states) * parameters.total),
         checkpoints_kept=config.checkpoint.keep,
         languages=languages,
         held_back=tuple(held_back),
         unreached=tuple(unreachable_experts(config.model, manifest.families, read)),
-        precision=precision,
+        precision=work.precision,
+    )
+
+
+def planned_work(config: RunConfig, manifest: Manifest) -> Work:
+    """What a step of the run asks of its processes."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    of_gpu = config.cluster.hardware != "cpu" or device.type == "cuda"
+    auto = "bf16" if of_gpu and config.engine.precision == "auto" else config.engine.precision
+    return Work(
+        model=config.model, families=tuple(manifest.families),
+        sequence_length=config.data.sequence_length, slot_sequences=config.data.slot_sequences,
+        slots=config.data.slots_per_step, micro_slots=config.engine.micro_slots,
+        precision=resolve_precision(auto, device), recompute=config.engine.recompute,
+        shard=config.engine.shard, states=2.0 if config.optim.name == "adamw" else 1.5,
+        device="gpu" if of_gpu else "cpu",
+    )  # fmt: skip
+
+
+def hosting_of(order: Order, manifest: Manifest, steps: int) -> Hosting:
+    """The families that each piece of the line hosts, by the order's own arithmetic."""
+    known: dict[tuple[int, int], list[frozenset[str]]] = {}
+
+    def pieces(layout: Layout) -> list[frozenset[str]]:
+        sizes = layout.family, layout.data
+        if sizes not in known:
+            hosted = hosted_families(
+                order, manifest.families, 0, steps, family=layout.family, data=layout.data
+            )
+            known[sizes] = hosted[:: layout.data]
+        return known[sizes]
+
+    return pieces
+
+
+def check_memory(plan: LayoutPlan, config: RunConfig) -> None:
+    """Whether the fullest rank fits into `cluster.memory_gib`.
+
+    Raises:
+        UserError: it does not; names what most of it goes to.
+    """
+    memory = plan.fullest.memory
+    if memory.peak <= config.cluster.memory_gib * GIB:
+        return
+    worst = max(memory.parts, key=lambda name: memory.parts[name])
+    ways_out = (
+        "engine.micro_slots, data.slot_sequences or the model's widths, or set engine.recompute=1"
+        if worst == "activations"
+        else "the model's widths or its experts"
+    )
+    raise UserError(
+        f"a process would need {memory.peak / GIB:.1f} GiB, cluster.memory_gib="
+        f"{config.cluster.memory_gib:g}: most goes to {worst} "
+        f"({memory.parts[worst] / GIB:.1f} GiB); lower {ways_out}, or take another layout "
+        "(xylem plan --search)"
     )
 
 
@@ -214,13 +250,12 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
         "processes",
         f"{plan.processes}, {plan.micro_batches} micro-batch(es) each a step, {plan.precision}",
     )
-    told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if size)
-    run.add_row("memory a process", f"{sum(plan.memory.values()) / GIB:.2f} GiB ({told})")
     run.add_row(
         "checkpoints",
         f"{plan.checkpoint_bytes / GIB:.2f} GiB each, {plan.checkpoints_kept} kept",
     )
     console.print(run)
+    print_layout(plan.layout, config.cluster.hardware, console)
 
     mixture = Table(title="languages over the run", title_justify="left")
     for name in ("language", "family"):

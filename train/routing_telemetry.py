@@ -7,7 +7,7 @@ Shapes: B rows of a batch, L languages, S sentences, E experts, F families, C co
 Read next: `parallel_sentences.py`, `report_routing.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ..model.decoder import Decoder, DecoderExtras
 from ..model.divergence import routing_divergence
-from ..model.feed_forward import FeedForward
 from ..model.routers import FamilyRouter, TokenRouter
 from .assembly import Trainer
 from .console import say
+from .engines.engine import Engine
 from .engines.processes import Processes
+from .errors import UserError
 from .metrics import MetricsLog
 from .parallel_sentences import ParallelSentences, open_sentences
 
@@ -41,7 +42,7 @@ class LayerColumns:
     name: str
     """`layer_N`, from 0."""
     router: TokenRouter | None
-    """None where there is but a gate."""
+    """Knows groups and targets, but has no rows; None where there is but a gate."""
     gated: bool
     experts: slice
     """A column an expert."""
@@ -62,13 +63,14 @@ class RoutingSums:
             of: what is summed for each expert: choices, or the full softmax.
         """
         self.of = of
+        # The other stages of a pipeline see the same tokens.
+        self.counts = decoder.sharing.part.first
         self.layers: dict[int, LayerColumns] = {}
-        at = FIRST
-        for number, block in measured_blocks(decoder).items():
-            router = block.router if isinstance(block.router, TokenRouter) else None
+        at, gated = FIRST, decoder.config.routing.gate
+        for number, router in measured_layers(decoder):
             stop = at + (0 if router is None else len(router.groups_E))
             self.layers[number] = LayerColumns(
-                f"layer_{number}", router, block.gate is not None, slice(at, stop), stop, stop + 1
+                f"layer_{number}", router, gated, slice(at, stop), stop, stop + 1
             )
             at = stop + 2
         self.has_head = decoder.family_head is not None
@@ -76,15 +78,15 @@ class RoutingSums:
 
     @torch.no_grad()
     def rows(self, extras: DecoderExtras, rows: int, positions: int) -> Tensor:
-        """A batch's numbers, row by row: [B, C]."""
+        """A batch's numbers, row by row: [B, C]; zeros for layers that are not here."""
         row_BC = torch.zeros(
             rows, self.values_LC.shape[1], dtype=torch.float64, device=self.values_LC.device
         )
-        row_BC[:, TOKENS] = positions
+        row_BC[:, TOKENS] = positions * self.counts
         if extras.head_right is not None:
             row_BC[:, HEAD_RIGHT] = extras.head_right.double()
-        for number, layer in self.layers.items():
-            left = extras.layers[number]
+        for number, left in extras.layers.items():
+            layer = self.layers[number]
             if left.statistics is not None:
                 row_BC[:, layer.experts] = getattr(left.statistics, self.of).double()
                 row_BC[:, layer.entropy] = left.statistics.entropy_B.double()
@@ -103,14 +105,16 @@ class RoutingSums:
         return summed_LC
 
 
-def measured_blocks(decoder: Decoder) -> dict[int, FeedForward]:
-    """The layers with a token router or a gate."""
-    blocks = {number: layer.feed_forward for number, layer in decoder.layers.items()}
-    return {
-        number: block
-        for number, block in blocks.items()
-        if isinstance(block.router, TokenRouter) or block.gate is not None
-    }
+def measured_layers(decoder: Decoder) -> Iterator[tuple[int, TokenRouter | None]]:
+    """The layers with a token router or a gate, those on other stages of a pipeline too."""
+    routing = decoder.config.routing
+    for number, plan in enumerate(decoder.config.layers):
+        if not plan.expert_width:
+            continue
+        if plan.router != "family":
+            yield number, TokenRouter(0, decoder.families, plan.router, routing)
+        elif routing.gate:
+            yield number, None
 
 
 def max_violation(load_E: Tensor, target_E: Tensor) -> float:
@@ -291,6 +295,7 @@ class RoutingTelemetry:
         self.table_from = trainer.step
         self.sentences: ParallelSentences | None = None
         if config.parallel_sentences and self.since_row.layers:
+            check_whole(trainer.engine)
             self.sentences = open_sentences(trainer)
         elif config.parallel_sentences and engine.leader:
             say(
@@ -330,6 +335,22 @@ class RoutingTelemetry:
             )
         if log:
             log.write("routing", trainer.step, row)
+
+
+def check_whole(engine: Engine) -> None:
+    """Whether each process can run sentences of any language alone.
+
+    Raises:
+        UserError: it has a part of the model, or needs the others for each pass.
+    """
+    names = ("family", "tensor", "context", "pipeline", "expert")
+    cuts = [f"engine.layout.{n}={size}" for n in names if (size := getattr(engine.layout, n)) > 1]
+    if cuts or engine.together:
+        raise UserError(
+            "logging.parallel_sentences runs sentences of all languages through a whole model on "
+            f"each process, and {' and '.join(cuts) or 'sharded weights'} cut it: set it to null, "
+            "or share the run out by engine.layout.data alone"
+        )
 
 
 def _groups(router: TokenRouter) -> list[tuple[str, int]]:

@@ -89,7 +89,7 @@ def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
         for piece in pieces:
             entry = entries[piece.name]
             width = _width(entry.dtype)
-            data = memoryview(_bytes(piece.tensor))
+            data = _bytes(piece.tensor)
             at = 0
             for offset, length in runs(piece.shape, piece.view, piece.start, piece.stop):
                 _write_all(
@@ -97,6 +97,7 @@ def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
                 )
                 at += length * width
             assert at == len(data), f"{piece.name}: {at} bytes in the view, {len(data)} given"
+        os.fsync(file.fileno())  # of what this machine wrote, none but it can say when it is there
 
 
 def read_piece(path: Path, entry: Entry, view: View, start: int, stop: int) -> Tensor:
@@ -117,9 +118,9 @@ def _width(dtype: str) -> int:
     return DTYPES[dtype].itemsize
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _write_all(file: int, data: memoryview, offset: int) -> None:

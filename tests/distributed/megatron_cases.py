@@ -21,7 +21,7 @@ from xylem.model.routers import FamilySegment
 from xylem.train.engines.megatron.config import MegatronConfig
 from xylem.train.optimizer import OptimConfig, Optimizers, clip_gradients, gradient_norm
 
-FAMILIES = ("bantu", "germanic", "uralic")
+FAMILIES = ("bantu", "germanic", "turkic", "uralic")
 POSITIONS, ROWS, SLOTS, TOGETHER = 32, 2, 8, 2
 
 
@@ -44,7 +44,7 @@ OPTIM = OptimConfig(learning_rate=3e-3, warmup_steps=4, clip_norm=0.7, z_loss=1e
 def families_of(step: int) -> tuple[str, ...]:
     """The line of slots: uneven, and bare of the first family in two steps of three."""
     rare = ("bantu",) if step % 3 == 0 else ("germanic",)
-    return (*rare, *("germanic",) * 4, *("uralic",) * 3)
+    return (*rare, *("germanic",) * 4, *("turkic",) * (1 - step % 2), *("uralic",) * (2 + step % 2))
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,11 @@ def plain_course(config: ModelConfig, steps: int, *, all_steps: int | None = Non
         optimizers.step(step)
         losses.append(total)
         norms.append(norm.item())
+    names = {p: name for name, p in decoder.named_parameters()}
     state = {
-        f"{optimizers.names[p]}/{key}": value
-        for p, held in optimizers.states()
+        f"{names[p]}/{key}": value
+        for optimizer, _ in optimizers.optimizers
+        for p, held in optimizer.state.items()
         for key, value in held.items()
     }
     weights = {name: p.detach() for name, p in decoder.named_parameters()}
@@ -142,9 +144,7 @@ def plain_course(config: ModelConfig, steps: int, *, all_steps: int | None = Non
 def _loss(decoder: Decoder, micro: MicroBatch) -> tuple[Tensor, Tensor]:
     segments = [FamilySegment(*segment) for segment in micro.segments]
     hidden = decoder(micro.inputs_BT, micro.documents_BT, segments)
-    return next_token_loss(
-        hidden, decoder.head_weight_VD, micro.targets_BT, z_weight=OPTIM.z_loss
-    )
+    return next_token_loss(hidden, decoder.head_weight_VD, micro.targets_BT, z_weight=OPTIM.z_loss)
 
 
 def run_config(
@@ -156,6 +156,7 @@ def run_config(
         run=SimpleNamespace(seed=5, steps=steps),
         model=config,
         optim=OPTIM,
+        logging=SimpleNamespace(samples_every=0, parallel_sentences=None),
         data=SimpleNamespace(
             sequence_length=POSITIONS, slots_per_step=SLOTS, slot_sequences=ROWS
         ),

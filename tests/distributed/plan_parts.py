@@ -3,64 +3,76 @@
 SETTINGS.json FOLDER: a list of (name, config overrides); writes what each rank counted.
 """
 
+import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
-from xylem.data.stream import build_order
 from xylem.train import loop
-from xylem.train.assembly import start
+from xylem.train.assembly import Trainer, start
 from xylem.train.collective_bytes import CollectiveBytes, count_collectives
 from xylem.train.compose import compose_config
 from xylem.train.config import RunConfig
-from xylem.train.engines.processes import Processes
+from xylem.train.engines.processes import Processes, resolve_precision
 from xylem.train.engines.torch import TorchEngine
+from xylem.train.metrics import Meter
+from xylem.train.routing import StepRouting
+from xylem.train.routing_telemetry import RoutingTelemetry
 
-STEPS = 3
 
-
-def steps_of(config: RunConfig, processes: Processes) -> list[dict[str, Any]]:
-    """What each of a few steps sent: by kind, bytes put in; and the families it had slots of."""
+def steps(config: RunConfig, processes: Processes) -> Iterator[tuple[Trainer, set[str]]]:
+    """Runs a few steps of the loop, without saving or evaluating; yields after each."""
+    processes.precision = resolve_precision(config.engine.precision, processes.device)
     engine = TorchEngine(processes, config.engine.layout.resolved(processes.world))
     trainer = start(config, engine)
-    counted: list[CollectiveBytes] = []
+    meter = Meter(config, processes, trainer.stream)
+    routing = StepRouting(trainer.decoder, processes, engine.layer_sum)
+    telemetry = RoutingTelemetry(trainer)
+    for step in range(config.run.steps):
+        batch = trainer.stream.batch(step)
+        loop.run_micro_batches(trainer, batch, meter.sums, routing, telemetry)
+        routing.gather(step)
+        engine.update(step, routing.touched(batch.families))
+        routing.move()
+        trainer.step += 1
+        yield trainer, set(batch.families)
+    trainer.stream.close()
 
-    def counting(call: Callable[..., Any], first: bool) -> Callable[..., Any]:
+
+def sent(config: RunConfig, processes: Processes) -> list[dict[str, Any]]:
+    """What the engine sent in each step, by kind, and the families that had a slot in it."""
+    told: list[dict[str, Any]] = []
+    counted = CollectiveBytes()
+
+    def counting(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             with count_collectives() as counts:
                 result = call(*arguments)
-            if first:
-                counted.append(counts)
-            else:
-                counted[-1].calls.extend(counts.calls)
+            counted.calls.extend(counts.calls)
             return result
 
         return run
 
-    engine.forward_backward = counting(engine.forward_backward, True)  # type: ignore[method-assign]
-    engine.update = counting(engine.update, False)  # type: ignore[method-assign]
-    loop.fit(trainer)
-    order = build_order(trainer.ledger, trainer.manifest)
-    return [
-        {
-            "sent": counts.by_kind(),
-            "families": sorted({slot.family for slot in order.step(step)}),
-            "calls": [[c.kind, len(c.group), c.bytes] for c in counts.calls if c.data],
-        }
-        for step, counts in enumerate(counted)
-    ]
+    plain = TorchEngine.forward_backward, TorchEngine.update
+    TorchEngine.forward_backward = counting(plain[0])  # type: ignore[method-assign]
+    TorchEngine.update = counting(plain[1])  # type: ignore[method-assign]
+    for _, families in steps(config, processes):
+        calls = [[c.kind, len(c.group), c.bytes] for c in counted.calls if c.data]
+        told.append({"sent": counted.by_kind(), "families": sorted(families), "calls": calls})
+        counted.calls.clear()
+    TorchEngine.forward_backward, TorchEngine.update = plain  # type: ignore[method-assign]
+    return told
 
 
-def peak_of(config: RunConfig, processes: Processes, folder: Path) -> int:
-    """The most that a run's tensors took at any time, bytes."""
-    engine = TorchEngine(processes, config.engine.layout.resolved(processes.world))
+def peak(config: RunConfig, processes: Processes, folder: Path) -> int:
+    """The most that tensors took at any time of a few steps, bytes."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
-        loop.fit(start(config, engine))
+        for _ in steps(config, processes):
+            pass
     path = folder / f"trace-{processes.rank}.json"
     traced.export_chrome_trace(str(path))
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
@@ -82,11 +94,9 @@ if __name__ == "__main__":
     for name, overrides in cases:
         config = compose_config([*overrides, f"run.root={folder}", f"run.name={name}"])
         processes = processes or Processes(config.engine)
-        torch.manual_seed(0)
-        if name.startswith("peak"):
-            told[name] = peak_of(config, processes, folder)
-        else:
-            told[name] = steps_of(config, processes)
+        gc.collect()  # what an earlier case left
+        measures_memory = name.startswith("peak")
+        told[name] = peak(config, processes, folder) if measures_memory else sent(config, processes)
     assert processes is not None
     (folder / f"rank-{processes.rank}.json").write_text(json.dumps(told))
     processes.barrier()

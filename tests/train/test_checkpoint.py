@@ -12,20 +12,22 @@ import torch
 
 from xylem.data.ledger import SHARE_TOTAL, Ledger, LedgerEntry, integer_shares
 from xylem.model.config import LayerPlan, ModelConfig
-from xylem.model.decoder import Decoder, build_decoder, parameter_family
+from xylem.model.decoder import Decoder, build_decoder, parameter_family, saved_tensors
 from xylem.model.routers import FamilySegment
-from xylem.train import checkpoint as checkpoints
 from xylem.train.checkpoint import (
+    CheckpointReader,
     CheckpointWriter,
     DamagedCheckpoint,
     RunState,
     latest_checkpoint,
-    load_optimizers,
     load_weights,
     read_state,
+    read_tensors,
 )
+from xylem.train.checkpoint_files import seal
 from xylem.train.errors import UserError
 from xylem.train.optimizer import OptimConfig, Optimizers
+from xylem.train.pieces import OPTIMIZER, WEIGHTS, Piece, whole_piece
 
 
 def model(width: int = 24, families: tuple[str, ...] = ("alpha", "beta"), seed: int = 0) -> Decoder:
@@ -48,6 +50,29 @@ def stepped(decoder: Decoder) -> Optimizers:
     ).square().mean().backward()
     optimizers.step(0)
     return optimizers
+
+
+def pieces(decoder: Decoder, optimizers: Optimizers) -> list[Piece]:
+    """What one process alone writes."""
+    held = [whole_piece(WEIGHTS, name, tensor) for name, tensor in saved_tensors(decoder).items()]
+    for name, key, value in optimizers.state():
+        held.append(whole_piece(OPTIMIZER, f"{name}/{key}", value))
+    return held
+
+
+def load_optimizers(folder: Path, decoder: Decoder, optimizers: Optimizers) -> None:
+    """What one process alone loads."""
+    reader = CheckpointReader(folder)
+    reader.verify()
+    reader.check({name: tuple(tensor.shape) for name, tensor in saved_tensors(decoder).items()})
+
+    def state_of(name: str, key: str, parameter: torch.Tensor) -> torch.Tensor | None:
+        like = torch.zeros(()) if key == "step" else parameter
+        whole = whole_piece(OPTIMIZER, f"{name}/{key}", like)
+        values = reader.read(OPTIMIZER, whole.name, whole.shape, whole.view, 0, whole.stop)
+        return None if values is None else values.view_as(like)
+
+    optimizers.load(state_of)
 
 
 def state(step: int) -> RunState:
@@ -74,7 +99,7 @@ def state(step: int) -> RunState:
 def saved(tmp_path: Path) -> Path:
     writer = CheckpointWriter(tmp_path, keep=2, keep_every=0)
     decoder = model()
-    writer.save(decoder, stepped(decoder), state(5))
+    writer.save(pieces(decoder, stepped(decoder)), state(5))
     writer.close()
     folder = latest_checkpoint(tmp_path)
     assert folder is not None
@@ -90,8 +115,7 @@ def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
         assert torch.equal(ours, theirs), name
     other = Optimizers(fresh, OptimConfig(), 10)
     load_optimizers(saved, fresh, other)
-    ours_state = {(n, k): v for n, k, v in optimizers.state()}
-    theirs_state = {(n, k): v for n, k, v in other.state()}
+    ours_state, theirs_state = ({(n, k): v for n, k, v in o.state()} for o in (optimizers, other))
     assert ours_state.keys() == theirs_state.keys()
     assert all(torch.equal(v, theirs_state[key]) for key, v in ours_state.items())
     assert replace(read_state(saved), files=()) == state(5)
@@ -108,7 +132,7 @@ def test_a_family_has_files_of_its_own(saved: Path) -> None:
         "rng.safetensors",
     }
     for name in ("alpha", "beta"):
-        for key in checkpoints.read_tensors(saved / f"family-{name}.safetensors"):
+        for key in read_tensors(saved / f"family-{name}.safetensors"):
             assert parameter_family(key) == name
 
 
@@ -136,7 +160,7 @@ def test_a_truncated_or_missing_file_is_found(saved: Path) -> None:
     with pytest.raises(DamagedCheckpoint, match="trunk.safetensors is not what was written"):
         load_weights(saved, model())
     trunk.unlink()
-    with pytest.raises(DamagedCheckpoint, match=r"trunk.safetensors or its .sha256 is missing"):
+    with pytest.raises(DamagedCheckpoint, match=r"trunk.safetensors is missing"):
         load_weights(saved, model())
 
 
@@ -148,7 +172,7 @@ def test_a_checkpoint_of_another_model_names_the_differences(saved: Path) -> Non
 def test_another_format_is_refused(saved: Path) -> None:
     path = saved / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    checkpoints._seal(path)
+    seal(path)
     with pytest.raises(UserError, match="another checkpoint format"):
         read_state(saved)
 
@@ -159,14 +183,14 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
     writer = CheckpointWriter(tmp_path, keep=2, keep_every=0)
     decoder = model()
     optimizers = stepped(decoder)
-    writer.save(decoder, optimizers, state(5))
+    writer.save(pieces(decoder, optimizers), state(5))
     writer.wait()
 
     # A real refusal to write, from the kernel: no file may grow beyond 2 kB.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
     try:
-        writer.save(decoder, optimizers, state(6))
+        writer.save(pieces(decoder, optimizers), state(6))
         with pytest.raises(OSError, match=r"step-6 could not be written .*: those written before"):
             writer.close()
     finally:
@@ -189,7 +213,7 @@ def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path: Path) -> None:
     decoder = model()
     optimizers = stepped(decoder)
     for step in range(1, 8):
-        writer.save(decoder, optimizers, state(step))
+        writer.save(pieces(decoder, optimizers), state(step))
     writer.close()
     kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*"))
     assert kept == ["step-4", "step-6", "step-7"]
@@ -200,10 +224,10 @@ def test_going_back_sets_the_newer_ones_aside_and_keeps_what_is_saved_next(tmp_p
     decoder = model()
     optimizers = stepped(decoder)
     for step in range(1, 13):
-        writer.save(decoder, optimizers, state(step))
+        writer.save(pieces(decoder, optimizers), state(step))
     writer.close()
     writer = CheckpointWriter(tmp_path, keep=2, keep_every=4, resumed_at=4)
-    writer.save(decoder, optimizers, state(5))
+    writer.save(pieces(decoder, optimizers), state(5))
     writer.close()
     root = tmp_path / "checkpoints"
     assert latest_checkpoint(tmp_path) == root / "step-5"
@@ -217,7 +241,7 @@ def test_missing_optimiser_state_of_a_family_is_found(saved: Path) -> None:
     for path in list(saved.glob("optimizer-family-alpha*")):
         path.unlink()
     decoder = model()
-    with pytest.raises(DamagedCheckpoint, match=r"optimizer-family-alpha.safetensors or its"):
+    with pytest.raises(DamagedCheckpoint, match=r"optimizer-family-alpha.safetensors is missing"):
         load_optimizers(saved, decoder, Optimizers(decoder, OptimConfig(), 10))
 
 

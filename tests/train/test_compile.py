@@ -9,9 +9,8 @@ from safetensors import safe_open
 
 from xylem.train.checkpoint import latest_checkpoint
 from xylem.train.compose import compose_config
-from xylem.train.config import EngineConfig
 from xylem.train.engines import torch as torch_engine
-from xylem.train.engines.torch import TorchEngine, check_compiler, dense_parts
+from xylem.train.engines.torch import check_compiler, compile_dense, dense_parts
 from xylem.train.errors import UserError
 from xylem.train.loop import pretrain
 
@@ -62,7 +61,7 @@ def test_what_is_compiled_is_what_every_token_goes_through(
     config = compose_config([*prepared.settings, "model=tiny_topk"]).model
     decoder = build_decoder(config, ("alpha", "beta"), seed=0)
     before = list(decoder.state_dict())
-    TorchEngine(EngineConfig(compile=True, precision="fp32")).prepare(decoder)
+    compile_dense(decoder, torch.device("cpu"))
     assert called == list(dense_parts(decoder)) and len(called) == 1 + 4 * len(config.layers)
     routed = {m for layer in decoder.layers for m in layer.feed_forward.experts.modules()}
     routed |= {m for layer in decoder.layers for m in (layer.feed_forward.router,) if m}

@@ -13,8 +13,8 @@ from xylem.model.decoder import build_decoder
 from xylem.model.routers import FamilySegment
 from xylem.train.compose import compose_config
 from xylem.train.config import EngineConfig
-from xylem.train.engines.torch import TorchEngine
-from xylem.train.evaluation import evaluation_rows, heldout_sums
+from xylem.train.engines.processes import Processes
+from xylem.train.evaluation import evaluation_rows, heldout_sums, whole_scoring
 from xylem.train.metrics import LanguageSums, family_sums, language_rows
 
 from ..conftest import Prepared
@@ -50,10 +50,9 @@ def test_bits_per_byte_are_those_of_scoring_each_document_alone(prepared: Prepar
     manifest, tokenizer = load_prepared(prepared.folder)
     config = compose_config(list(prepared.settings))
     decoder = build_decoder(config.model, manifest.families, seed=3)
-    engine = TorchEngine(EngineConfig(precision="fp32", threads=1))
+    processes = Processes(EngineConfig(precision="fp32", threads=1))
     sums = heldout_sums(
-        decoder,
-        engine,
+        whole_scoring(decoder, processes),
         prepared.folder,
         manifest,
         torch.from_numpy(tokenizer.token_bytes).long(),

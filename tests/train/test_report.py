@@ -18,7 +18,7 @@ from xylem.data.ledger import Ledger, LedgerEntry, integer_shares
 from xylem.data.manifest import LanguageEntry, Manifest, Source
 from xylem.data.shards import ShardSet
 from xylem.train import report
-from xylem.train.checkpoint import RunState, _seal, _state_json
+from xylem.train.checkpoint_files import RunState, seal, state_json
 from xylem.train.errors import UserError
 from xylem.train.report import write_report
 from xylem.train.report_charts import draw_charts, numbers, smoothing_window
@@ -137,8 +137,8 @@ def make_run(folder: Path, codes: dict[str, str] = FAMILY_OF, steps: int = 60) -
         order_fingerprint="", tokens_seen=60_000, seconds=120.0,
     )  # fmt: skip
     path = folder / "checkpoints" / "step-60" / "state.json"
-    path.write_text(_state_json(state))
-    _seal(path)
+    path.write_text(state_json(state))
+    seal(path)
     check = {"name": "fp32_logits_text", "meaning": "largest difference", "value": 3e-6,
              "bound": 1e-4, "kind": "at_most", "passed": True}  # fmt: skip
     write_json(folder / "export" / "step-60" / "uralic" / "gate.json", {

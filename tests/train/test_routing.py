@@ -17,6 +17,7 @@ from xylem.model.routers import FamilySegment, TokenRouter
 from xylem.train.compose import compose_config
 from xylem.train.config import EngineConfig
 from xylem.train.engines.processes import Processes
+from xylem.train.engines.torch import forget_unmoved
 from xylem.train.evaluation import evaluation_rows
 from xylem.train.loop import pretrain
 from xylem.train.metrics import read_metrics
@@ -84,9 +85,9 @@ def run_step(
             loss = loss + extras.auxiliary / tokens.numel()
         loss.backward()
         total += loss.detach()
-        routing.add(extras, 16)
+        routing.add(tokens, extras, 16)
     routing.gather(step)
-    engine.reduce_gradients(decoder, routing.touched(families))
+    forget_unmoved(decoder, routing.touched(families))
     return total
 
 

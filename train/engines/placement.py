@@ -89,6 +89,12 @@ class Placement:
             expert=expert,
         )
 
+    def pipeline_group(self, processes: Processes) -> dist.ProcessGroup:
+        """The stages that this process's micro-batches go through."""
+        mesh = self._mesh(processes)
+        assert mesh is not None
+        return mesh.get_group("pipeline")
+
     def shard_mesh(self, processes: Processes) -> DeviceMesh:
         """The processes that the trunk is sharded over: those that read different tokens."""
         mesh = self._mesh(processes)
@@ -128,10 +134,7 @@ class Placement:
                 every.update(parts)
                 if rank in ranks:
                     result[name] = ranks, next(part for part in parts if rank in part)
-        made: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
-        for ranks in sorted(every):
-            if len(ranks) > 1 and rank in ranks:
-                made[ranks] = self._new_group(ranks, processes)
+        made = self._new_groups([ranks for ranks in sorted(every) if len(ranks) > 1], processes)
         return {
             name: Holding(
                 group=made.get(ranks) if len(ranks) > 1 else None,
@@ -182,18 +185,22 @@ class Placement:
 
     def _group_of(self, processes: Processes, all_ranks: list[list[int]]) -> dist.ProcessGroup:
         """The one of some disjoint groups that this process is in."""
-        mine = next(ranks for ranks in all_ranks if processes.rank in ranks)
-        return self._new_group(tuple(mine), processes)
+        made = self._new_groups([tuple(ranks) for ranks in all_ranks], processes)
+        return next(group for ranks, group in made.items() if processes.rank in ranks)
 
-    def _new_group(self, ranks: tuple[int, ...], processes: Processes) -> dist.ProcessGroup:
-        if len(ranks) == processes.world:
-            group = dist.group.WORLD
+    def _new_groups(
+        self, all_ranks: list[tuple[int, ...]], processes: Processes
+    ) -> dict[tuple[int, ...], dist.ProcessGroup]:
+        """Groups of processes; every process makes all of them, in one order."""
+        made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        for ranks in all_ranks:
+            if len(ranks) == processes.world:
+                group = dist.group.WORLD
+            else:
+                group = dist.new_group(list(ranks), timeout=processes.timeout)
             assert group is not None
-            return group
-        # Only its members make a group: with thousands of processes nobody waits for the rest.
-        return dist.new_group(
-            list(ranks), timeout=processes.timeout, use_local_synchronization=True
-        )
+            made[ranks] = group
+        return made
 
 
 def even_stages(layers: int, pieces: int) -> list[tuple[int, ...]]:

@@ -33,8 +33,10 @@ from ..config import RunConfig
 from ..errors import UserError
 from ..micro_batches import StepWork
 from ..optimizer import Optimizers, clip_gradients, gradient_norm
-from ..pieces import OPTIMIZER, WEIGHTS, Piece, Reader
+from ..pieces import OPTIMIZER, WEIGHTS, Piece, Reader, whole_piece
+from ..stages import chosen_stages
 from .engine import Moves, StepResult
+from .pipeline import Pipeline, check_pipeline
 from .placement import Placement, local_stretch
 from .processes import Processes
 
@@ -67,7 +69,9 @@ class TorchEngine:
         """
         check_layout(config.model, families, self.layout, config.data.sequence_length)
         check_optimizer(config, self.layout)
-        self.placement = Placement(config.model, families, self.layout, hosted)
+        check_pipeline(config, self.layout)
+        stages = chosen_stages(config, families, self.layout, self.processes)
+        self.placement = Placement(config.model, families, self.layout, hosted, stages)
         groups = self.placement.groups(self.processes)
         sharing = Sharing(self.placement.parts[self.processes.rank], groups)
         self.decoder = build_decoder(config.model, families, seed=config.run.seed, sharing=sharing)
@@ -75,13 +79,19 @@ class TorchEngine:
         self.views = canonical_views(self.decoder)
         self.decoder.recompute = config.engine.recompute
         if config.engine.compile:
-            check_compiler(self.processes.device)
-            for module in dense_parts(self.decoder):
-                module.forward = compiled_in_training(module.forward)
+            compile_dense(self.decoder, self.processes.device)
         self.sharded = config.engine.shard == "full" and self.processes.world > 1
         if self.sharded:
             self._shard()
         self.together = self.sharded or self.layout.expert > 1
+        self.pipeline: Pipeline | None = None
+        if self.layout.pipeline > 1:
+            self.pipeline = Pipeline(
+                self.decoder, stages, layout=self.layout, processes=self.processes,
+                group=self.placement.pipeline_group(self.processes),
+                rows=config.engine.micro_slots * config.data.slot_sequences,
+                sequence_length=config.data.sequence_length, sharded=self.sharded,
+            )  # fmt: skip
         self.layer_group = self.placement.stage_group(self.processes)
         self.sum_groups = self.placement.sum_groups(self.decoder, self.processes, self.sharded)
         self.optimizers = Optimizers(self.decoder, config.optim, config.run.steps)
@@ -103,7 +113,9 @@ class TorchEngine:
             module.set_force_sum_reduction_for_comms(True)
 
     def forward_backward(self, work: StepWork) -> None:
-        """Runs the micro-batches one after the other."""
+        """Runs the micro-batches one after the other, or through the pipeline."""
+        if self.pipeline is not None:
+            return self.pipeline.forward_backward(work)
         for index in range(work.count):
             if self.sharded:
                 last = index == work.count - 1
@@ -121,13 +133,11 @@ class TorchEngine:
 
     def reduce_gradients(self, moves: Moves) -> None:
         """Sums each gradient over those who hold the same piece; what does not move has none."""
+        forget_unmoved(self.decoder, moves)
         groups: dict[tuple[str | None, int], tuple[dist.ProcessGroup, list[Tensor]]] = {}
         for name, parameter in self.decoder.named_parameters():
-            if not moves(name):
-                parameter.grad = None
-                continue
             group = self.sum_groups[name].group
-            if group is None:
+            if group is None or not moves(name):
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -171,31 +181,31 @@ class TorchEngine:
         """nll_BT of next tokens; zeros at positions that another process counts."""
         sharing = self.decoder.sharing
         self.decoder.eval()
-        with self.processes.autocast():
-            hidden = self.decoder(inputs_BT, documents_BT, segments)
-            _, nll_BT = next_token_loss(
-                hidden, self.decoder.head_weight_VD, sharing.here(targets_BT), sharing=sharing
-            )
-        self.decoder.train()
-        return spread(nll_BT, inputs_BT, sharing)
+        try:
+            if self.pipeline is not None:
+                nll_BT = self.pipeline.score(inputs_BT, targets_BT, documents_BT, segments)
+                return spread(nll_BT, inputs_BT, sharing)
+            with self.processes.autocast():
+                hidden = self.decoder(inputs_BT, documents_BT, segments)
+                _, nll_BT = next_token_loss(
+                    hidden, self.decoder.head_weight_VD, sharing.here(targets_BT), sharing=sharing
+                )
+            return spread(nll_BT, inputs_BT, sharing)
+        finally:
+            self.decoder.train()
 
     def pieces(self) -> Iterator[Piece]:
         """What this process writes."""
-        names: dict[Tensor, str] = {p: n for n, p in self.decoder.named_parameters()}
         for name, tensor in saved_tensors(self.decoder).items():
             if self.sum_groups[name].writes:
                 yield self._piece(WEIGHTS, name, name, tensor)
-        for parameter, state in self.optimizers.states():
-            name = names[parameter]
-            for key, value in state.items():
-                if value.ndim:
-                    if self.sum_groups[name].writes:
-                        yield self._piece(OPTIMIZER, name, f"{name}/{key}", value)
-                elif self.sum_groups[name].writes_scalars:
-                    yield Piece(
-                        kind=OPTIMIZER, name=f"{name}/{key}", shape=(), view=(), start=0, stop=1,
-                        tensor=value,
-                    )  # fmt: skip
+        for name, key, value in self.optimizers.state():
+            holding = self.sum_groups[name]
+            if value.ndim:
+                if holding.writes:
+                    yield self._piece(OPTIMIZER, name, f"{name}/{key}", value)
+            elif holding.writes_scalars:
+                yield whole_piece(OPTIMIZER, f"{name}/{key}", value)
 
     def _piece(self, kind: str, parameter: str, name: str, tensor: Tensor) -> Piece:
         shape, view = self.views[parameter]
@@ -231,6 +241,13 @@ class TorchEngine:
             return held
 
         self.optimizers.load(state_of)
+
+
+def forget_unmoved(decoder: nn.Module, moves: Moves) -> None:
+    """Drops the gradients of what a step does not move, zeros included."""
+    for name, parameter in decoder.named_parameters():
+        if not moves(name):
+            parameter.grad = None
 
 
 def is_trunk(name: str) -> bool:
@@ -313,6 +330,17 @@ def dense_parts(decoder: Decoder) -> Iterator[nn.Module]:
     for layer in decoder.layers:
         yield from (layer.attention_norm, layer.attention)
         yield from (layer.feed_forward_norm, layer.feed_forward.trunk)
+
+
+def compile_dense(decoder: Decoder, device: torch.device) -> None:
+    """Compiles what every token goes through; names stay as they are.
+
+    Raises:
+        UserError: there is no compiler.
+    """
+    check_compiler(device)
+    for module in dense_parts(decoder):
+        module.forward = compiled_in_training(module.forward)
 
 
 def compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
