@@ -55,7 +55,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.20"],
     "tensorboard": ["tensorboard>=2.19"],
     "test": [
-        "xylem[curation,transforms,s3]",
+        "xylem[curation,transforms,s3,deepspeed,megatron]",
         "moto[s3,server]>=5.1",
         "pytest>=8",
         "pytest-xdist>=3.6",

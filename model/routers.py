@@ -9,7 +9,7 @@ Read next: `balance.py`, which keeps loads at their target; `prior.py`, what `pr
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .balance import balance_losses, quantile_counts
+from .collectives import Sharing
 from .config import BALANCED, ModelConfig, RouterName, RoutingConfig
 from .errors import ModelError
 
@@ -45,6 +46,8 @@ class RoutingContext:
     """Random keys of the rows (`noise.row_keys`); None draws nothing, as in evaluation."""
     log_prior_BTF: Tensor | None = None
     """log pi(family) of each token, for `prior`."""
+    sharing: Sharing = field(default_factory=Sharing)
+    """With whom the sequences are shared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +225,8 @@ class TokenRouter(nn.Module):
     def forward(self, x_BTD: Tensor, context: RoutingContext) -> TokenChoice:
         """The choice for every token of a batch."""
         B, T, D = x_BTD.shape
-        K = self.config.top_k
+        config = self.config
+        K = config.top_k
         z_NE = self.logits(x_BTD.reshape(B * T, D))
         not_finite = (~z_NE.detach().isfinite()).any(-1).sum()
         if self.name == "prior" and self.config.prior_strength:
@@ -252,8 +256,9 @@ class TokenRouter(nn.Module):
                 if self.balance_rule == "quantile" and self.training
                 else None,
             )
+        rows_BE = context.sharing.sum_over_context(counts_BE) if config.sequence_loss else counts_BE
         auxiliary = balance_losses(
-            self.config, z_NE, probabilities_NE.view(B, T, -1), counts_BE, self.load_E,
+            config, z_NE, probabilities_NE.view(B, T, -1), rows_BE, self.load_E,
             self.targets_BE(context.families_B).float(),
         )  # fmt: skip
         return TokenChoice(

@@ -109,6 +109,18 @@ STAGES_OF_CURATION = (
 """Modules that are loaded only where curation is asked for, and may need its extra."""
 LOADED_BEFORE = {"xylem.data.curation.config", "xylem.data.curation.pipeline"}
 """Modules of curation that are loaded before it is known whether the extra is there."""
+OTHER_ENGINES = (
+    "xylem.train.engines.deepspeed.",
+    "xylem.train.engines.megatron.",
+    "xylem.scripts.megatron_moe_arm",
+    "xylem.scripts.engine_arms",
+)
+"""Modules that are loaded only where another engine is asked for, and may need its extra."""
+CONFIGS_OF_ENGINES = {
+    "xylem.train.engines.deepspeed.config",
+    "xylem.train.engines.megatron.config",
+}
+"""Those of them that every config has."""
 TRITON_KERNELS = "xylem.model.kernels."
 """Modules that are loaded only on a GPU, and only where Triton is."""
 
@@ -117,7 +129,8 @@ def test_every_module_imports_with_core_dependencies_only() -> None:
     modules = [
         module
         for module in all_modules()
-        if not module.startswith((*STAGES_OF_CURATION, TRITON_KERNELS)) or module in LOADED_BEFORE
+        if not module.startswith((*STAGES_OF_CURATION, *OTHER_ENGINES, TRITON_KERNELS))
+        or module in LOADED_BEFORE | CONFIGS_OF_ENGINES
     ]
     assert {"xylem.train.__main__", "xylem.data.world.facts", "xylem.scripts"} <= set(modules)
     failed, loaded = import_in_fresh_interpreter(modules, beyond_the_core())

@@ -307,8 +307,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"xylem {arguments.verb}: {left}", file=sys.stderr)
         sys.exit(left.exit_code)
     except Exception as failure:
-        traceback.print_exc()
-        print(f"xylem {arguments.verb}: {type(failure).__name__}: {failure}", file=sys.stderr)
+        from .engines.processes import lost_process
+
+        lost = lost_process(failure)
+        if not lost or arguments.debug:
+            traceback.print_exc()
+        told = lost or f"{type(failure).__name__}: {failure}"
+        print(f"xylem {arguments.verb}: {told}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
 
 

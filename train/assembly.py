@@ -122,6 +122,7 @@ def start(config: RunConfig, engine: Engine) -> Trainer:
         stream.order, manifest.families, state.step if state else 0, config.run.steps,
         family=engine.layout.family, data=engine.layout.data,
     )  # fmt: skip
+    check_alone(config, engine)
     engine.build(config, manifest.families, hosted)
     if checkpoint:
         reader = CheckpointReader(checkpoint)
@@ -172,6 +173,27 @@ def everywhere(processes: Processes, check: Callable[[], None]) -> None:
     for told in processes.all_say(found):
         if told:
             raise DamagedCheckpoint(told)
+
+
+def check_alone(config: RunConfig, engine: Engine) -> None:
+    """Whether what one process does alone with the model can be done where a model is shared out.
+
+    Raises:
+        UserError: it cannot.
+    """
+    layout, shared = engine.layout, config.engine.shard == "full" or config.engine.name != "torch"
+    if layout.data == layout.world and not shared:
+        return
+    for setting, wanted, off in (
+        ("logging.samples_every", config.logging.samples_every, "0"),
+        ("logging.parallel_sentences", config.logging.parallel_sentences, "null"),
+    ):
+        if wanted:
+            raise UserError(
+                f"{setting}={wanted} runs the whole model on one process, and engine="
+                f"{config.engine.name} ({layout}) shares it out: set {setting}={off}; `xylem "
+                "evaluate` and `xylem export` read its checkpoints"
+            )
 
 
 def find_checkpoint(config: RunConfig, folder: Path) -> Path | None:

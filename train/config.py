@@ -10,6 +10,8 @@ from ..data.config import DataConfig
 from ..data.errors import check_minimums
 from ..model.config import ModelConfig
 from ..model.layout import Layout
+from .engines.deepspeed.config import ZeroConfig
+from .engines.megatron.config import MegatronConfig
 from .errors import UserError
 from .optimizer import OptimConfig
 
@@ -46,6 +48,12 @@ class EngineConfig:
     processes that read different tokens; experts stay whole where they are hosted."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Matrix products; `auto` takes bf16 where the hardware multiplies it natively."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """deepspeed: what ZeRO cuts, and where it keeps it."""
+    optimizer: Literal["distributed", "zero"] = "distributed"
+    """megatron: Megatron's distributed optimiser, or DeepSpeed's ZeRO 1 under its layers."""
+    megatron: MegatronConfig = field(default_factory=MegatronConfig)
+    """megatron: Megatron-core's own switches."""
     micro_slots: int = 1
     """Slots that a process runs together; the rest of its share is accumulated."""
     threads: int = 0
@@ -66,6 +74,18 @@ class EngineConfig:
             self, "engine", micro_slots=1, threads=0, recompute=0, timeout_minutes=0.01,
             peak_tflops=0,
         )  # fmt: skip
+        for needs, settings in (
+            ("torch", {"shard": self.shard != "none"}),
+            ("deepspeed", {"zero": self.zero != ZeroConfig()}),
+            ("megatron", {"megatron": self.megatron != MegatronConfig(),
+                          "optimizer": self.optimizer != "distributed"}),
+        ):  # fmt: skip
+            for setting, given in settings.items():
+                if given and self.name != needs:
+                    raise UserError(
+                        f"engine.{setting} has no effect with engine.name={self.name}: set "
+                        f"engine.name={needs}, or leave it out"
+                    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Run by test_megatron.py on each of several processes: FOLDER CASES…; writes what each case gave.
+"""Run (as a module) by test_megatron.py on each of several processes: FOLDER CASES…; writes what each case gave.
 
 A case is `name:key=value,…`: sizes of the layout, the optimiser, Megatron's switches, or one of the
 fixes taken out. Layouts follow one another in the same processes.
@@ -22,10 +22,11 @@ from xylem.model.layout import Layout
 from xylem.model.objectives import next_token_loss
 from xylem.model.part import View, runs, share, take
 from xylem.model.routers import FamilySegment
-from xylem.tests import megatron_on_cpu
-from xylem.tests.distributed import megatron_cases as cases
 from xylem.train.micro_batches import StepWork
 from xylem.train.pieces import OPTIMIZER, WEIGHTS
+
+from .. import megatron_on_cpu
+from . import megatron_cases as cases
 
 STEPS, FEW = 20, 5
 LAYOUT = ("data", "family", "tensor", "context", "pipeline", "virtual", "expert")

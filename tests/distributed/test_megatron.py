@@ -70,10 +70,11 @@ Results = dict[str, Any]
 
 def launch(cases: dict[str, str], processes: int, folder: Path) -> Results:
     """What the cases gave on so many processes."""
-    script = str(Path(__file__).with_name("megatron_parts.py"))
+    module = "tests.distributed.megatron_parts"
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [sys.executable, *launcher, script, str(folder), *(f"{n}:{c}" for n, c in cases.items())],
+        [sys.executable, *launcher, "-m", module, str(folder), *(f"{n}:{c}" for n, c in cases.items())],
+        cwd=Path(__file__).resolve().parents[2],
         env=environment(TORCHDYNAMO_DISABLE="1"), capture_output=True, text=True, timeout=600,
         check=False,
     )  # fmt: skip

@@ -10,11 +10,12 @@ import torch
 
 from xylem.model.config import LayerPlan, ModelConfig, RoutingConfig
 from xylem.model.layout import Layout
-from xylem.tests import megatron_on_cpu
-from xylem.tests.distributed import megatron_cases as cases
 from xylem.train.engines.megatron.config import MegatronConfig, check_installed, check_model
 from xylem.train.engines.megatron.engine import check_run
 from xylem.train.errors import UserError
+
+from .. import megatron_on_cpu
+from . import megatron_cases as cases
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = Layout(data=1)

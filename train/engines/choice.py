@@ -1,7 +1,6 @@
 """Which engine a config names, with its processes and its layout. Read next: `engine.py`."""
 
 from ..config import RunConfig
-from ..errors import UserError
 from .engine import Engine
 from .processes import Processes
 
@@ -20,7 +19,13 @@ def open_engine(config: RunConfig) -> Engine:
             from .torch import TorchEngine
 
             return TorchEngine(processes, layout)
-        raise UserError(f"engine.name={config.engine.name} is not built yet: set torch")
+        if config.engine.name == "deepspeed":
+            from .deepspeed.engine import DeepSpeedEngine
+
+            return DeepSpeedEngine(processes, layout)
+        from .megatron.engine import MegatronEngine
+
+        return MegatronEngine(processes, layout)
     except BaseException:
         processes.close()
         raise

@@ -127,13 +127,15 @@ class Placement:
         every: set[tuple[int, ...]] = set()
         result: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         for name, shape in canonical_shapes(self.config, self.families).items():
-            for ranks in self._holders(name, shape, shared_out):
+            pieces = self._holders(name, shape, shared_out)
+            first = min(ranks[0] for ranks in pieces) if pieces else 0
+            for ranks in pieces:
                 parts = [ranks]
                 if sharded and name in sharded_names:
                     parts = self._same_tokens(ranks)
                 every.update(parts)
                 if rank in ranks:
-                    result[name] = ranks, next(part for part in parts if rank in part)
+                    result[name] = (first,), next(part for part in parts if rank in part)
         made = self._new_groups([ranks for ranks in sorted(every) if len(ranks) > 1], processes)
         return {
             name: Holding(

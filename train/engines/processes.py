@@ -3,14 +3,19 @@
 Read next: `engine.py`, what an engine does with them.
 """
 
+import hashlib
 import os
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from itertools import zip_longest
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ... import __version__
 from ..config import EngineConfig
 from ..errors import UserError
 
@@ -20,6 +25,11 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "A100": 312.0}
 
 class Processes:
     """The processes of a run, from one of them."""
+
+    time_limit: timedelta | None = None
+    """How long one waits for another in a collective; None where there are no others."""
+    nonce: str
+    """The same on all processes of this start, and on those of no other."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -43,6 +53,13 @@ class Processes:
                 "nccl" if self.device.type == "cuda" else "gloo",
                 timeout=self.timeout,
             )
+            Processes.time_limit = self.timeout
+            try:
+                self.same_everywhere("version of Xylem or PyTorch", code_version())
+            except UserError:
+                self.close()
+                raise
+        self.nonce = self.leader_says(uuid4().hex[:12])
         self.precision = resolve_precision(config.precision, self.device)
 
     @property
@@ -82,14 +99,17 @@ class Processes:
         """Checks that every process holds the same text.
 
         Raises:
-            UserError: one differs; names both ranks.
+            UserError: one differs; names both ranks, and the first line that differs.
         """
         values = self.all_say(value)
         for rank, other in enumerate(values):
             if other != values[0]:
+                pairs = zip_longest(other.splitlines(), values[0].splitlines(), fillvalue="")
+                here, there = next(pair for pair in pairs if pair[0] != pair[1])
                 raise UserError(
-                    f"rank {rank} has another {what} than rank 0: start every process with the "
-                    "same code and the same command"
+                    f"rank {rank} has another {what} than rank 0 ({here.strip()!r}, not "
+                    f"{there.strip()!r}): start every process with the same code and the same "
+                    "command"
                 )
 
     def barrier(self) -> None:
@@ -99,7 +119,7 @@ class Processes:
 
     def close(self) -> None:
         """Leaves the process group."""
-        if self.world > 1 and dist.is_initialized():
+        if dist.is_initialized():  # an engine may have made one for a single process
             dist.destroy_process_group()
 
     def peak_flops(self) -> tuple[float, str]:
@@ -112,6 +132,32 @@ class Processes:
                 if key in name:
                     return tflops * 1e12, f"datasheet of {key}"
         return measured_matmul_flops(self.device, self.precision), "measured 1024^3 product"
+
+
+def code_version() -> str:
+    """The versions of Xylem and PyTorch, and a digest of the rooms' source."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for room in ("model", "data", "train"):
+        for file in sorted((root / room).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return f"xylem {__version__}, torch {torch.__version__}, source {digest.hexdigest()[:12]}"
+
+
+def lost_process(failure: BaseException) -> str:
+    """What to say where a collective failed because another process is gone; else nothing.
+
+    Gloo, NCCL and the store behind them each say it in words of their own, about sockets.
+    """
+    words = str(failure)
+    by_gloo = isinstance(failure, RuntimeError) and "gloo" in words
+    if Processes.time_limit is None or not (by_gloo or isinstance(failure, dist.DistError)):
+        return ""
+    minutes = Processes.time_limit.total_seconds() / 60
+    return (
+        f"another process ended, or did not answer within {minutes:g} minutes "
+        "(engine.timeout_minutes): its own output says why; start the same command again"
+    )
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
