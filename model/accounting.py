@@ -202,11 +202,12 @@ def activation_bytes(
         device: `gpu` or `cpu`, whose loss works in smaller blocks.
     """
     D = config.hidden_size
-    numbers = range(len(config.layers)) if layers is None else layers
+    plans = config.layers
+    numbers = range(len(plans)) if layers is None else layers
     tokens = sequences * sequence_length / context
     kept, backward = 0.0, 0.0
     for number in numbers:
-        layer = config.layers[number]
+        layer = plans[number]
         size = layer_activation_bytes(
             config, layer, families,
             bytes_per_value=bytes_per_value, tensor=tensor, context=context,

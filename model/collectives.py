@@ -20,11 +20,16 @@ from .part import ParallelGroups, Part, Range, share
 ALONE = Part(layers=(), families=frozenset())
 
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""Their names before PyTorch 2.13, and since."""
+
+
 def gather_dim(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """All processes' tensors one after the other along a dimension; equal shapes."""
     n = dist.get_world_size(group)
     whole = x.new_empty(n, *x.shape)
-    dist.all_gather_into_tensor(whole.flatten(0, 1), x.contiguous(), group=group)
+    _all_gather(whole.flatten(0, 1), x.contiguous(), group=group)
     return whole.movedim(0, dim).flatten(dim, dim + 1)
 
 
@@ -33,7 +38,7 @@ def scatter_sum_dim(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     n = dist.get_world_size(group)
     pieces = x.unflatten(dim, (n, -1)).movedim(dim, 0).contiguous()
     mine = torch.empty_like(pieces[0])
-    dist.reduce_scatter_tensor(mine, pieces.flatten(0, 1), group=group)
+    _reduce_scatter(mine, pieces.flatten(0, 1), group=group)
     return mine
 
 

@@ -241,7 +241,10 @@ class Decoder(nn.Module):
             shown_B = shown_tags(families_B, keys_B, routing.tag_dropout)
             log_prior_BTF = family_prior(shown_B, guess_BTF.detach(), routing.prior_smoothing)
         return RoutingContext(
-            segments=segments, families_B=families_B, keys_B=keys_B, log_prior_BTF=log_prior_BTF,
+            segments=segments,
+            families_B=families_B,
+            keys_B=keys_B,
+            log_prior_BTF=log_prior_BTF,
             sharing=self.sharing,
         )
 

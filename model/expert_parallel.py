@@ -129,9 +129,7 @@ def exchange_rows(
         [sum of received_P, ...].
     """
     received = rows.new_empty(sum(received_P), *rows.shape[1:])
-    dist.all_to_all_single(
-        received, rows.contiguous(), list(received_P), list(sent_P), group=group
-    )
+    dist.all_to_all_single(received, rows.contiguous(), list(received_P), list(sent_P), group=group)
     return received
 
 

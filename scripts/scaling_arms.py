@@ -13,21 +13,21 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.hosting import hosted_families
+from ..data.hosting import touched_families
 from ..data.ledger import SHARE_TOTAL, Ledger, LedgerEntry, integer_shares
 from ..data.order import Order
 from ..model.config import LayerPlan, ModelConfig
 from ..model.errors import ModelError
 from ..model.layout import Layout, check_layout
 from ..train.hardware import Hardware
-from ..train.layout_parts import Inventory, Work, even_stages
+from ..train.layout_parts import Inventory, Work
 from ..train.layout_plan import LayoutPlan, plan_layout
 from ..train.layout_search import KEPT_FREE
 from ..train.layout_time import step_time
 from ..train.layout_traffic import Traffic, group_of
 
 T, V = 4096, 131_072
-STEPS = 2048
+STEPS = 1024
 """Steps whose slots say which families a piece hosts."""
 GIB = 2**30
 
@@ -97,16 +97,20 @@ def order_of(mixture: Mixture, slots: int) -> Order:
 
 
 @cache
+def touched_by_slots(mixture: Mixture, slots: int, steps: int = STEPS) -> list[frozenset[str]]:
+    """The families that each place of a step's line of slots holds in some step."""
+    touched = touched_families(order_of(mixture, slots), 0, steps, slots)
+    known = {f"{i:03d}": name for i, name in enumerate(mixture.families)}
+    return [frozenset(known[name] for name in held) for held in touched]
+
+
+@cache
 def hosted_pieces(
-    mixture: Mixture, slots: int, pieces: int, readers: int, steps: int = STEPS
+    mixture: Mixture, slots: int, pieces: int, steps: int = STEPS
 ) -> tuple[frozenset[str], ...]:
-    """The families that each piece of the line hosts."""
-    names = [f"{i:03d}" for i in range(len(mixture.families))]
-    hosted = hosted_families(
-        order_of(mixture, slots), names, 0, steps, family=pieces, data=readers // pieces
-    )
-    known = dict(zip(names, mixture.families, strict=True))
-    return tuple(frozenset(known[name] for name in held) for held in hosted[:: readers // pieces])
+    """The families that each of some equal pieces of the line hosts."""
+    touched, each = touched_by_slots(mixture, slots, steps), slots // pieces
+    return tuple(frozenset[str]().union(*touched[i * each : (i + 1) * each]) for i in range(pieces))
 
 
 def placed_experts(mixture: Mixture, ranks: int) -> list[list[int]]:
@@ -177,7 +181,7 @@ def family_arms(case: Case, inventory: Inventory) -> tuple[Outcome | None, Outco
             layout = dataclasses.replace(base, data=base.readers // pieces, family=pieces)
             hosted = [frozenset(case.mixture.families)]
             if pieces > 1:
-                hosted = list(hosted_pieces(case.mixture, case.slots, pieces, base.readers))
+                hosted = list(hosted_pieces(case.mixture, case.slots, pieces))
             for work in works(case, layout):
                 plan = _planned(case, layout, work, inventory, hosted)
                 _keep(best, pieces > 1, _outcome(plan, pieces), case)
@@ -203,7 +207,7 @@ def exchange_arms(
                 plan = _planned(case, layout, work, inventory, hosted)
                 skew = expected_skew(case.mixture, ranks, ranks * work.micro_slots)
                 for told, factor in ((True, skew), (False, 1.0)):
-                    outcome = _exchanged(case, plan, ranks, factor, hidden)
+                    outcome = _exchanged(case, plan, inventory, ranks, factor, hidden)
                     _keep(best, told, outcome, case)
     return best.get(True), best.get(False)
 
@@ -230,11 +234,13 @@ def _outcome(plan: LayoutPlan, expert_ranks: int) -> Outcome:
     )  # fmt: skip
 
 
-def _exchanged(case: Case, plan: LayoutPlan, ranks: int, skew: float, hidden: float) -> Outcome:
+def _exchanged(
+    case: Case, plan: LayoutPlan, inventory: Inventory, ranks: int, skew: float, hidden: float
+) -> Outcome:
     """A plan whose experts are reached by all-to-all instead."""
     layout, work, model = plan.layout, plan.work, case.model
     node, t, m = case.hardware.node, layout.tensor, work.micro_batches(layout)
-    stages = even_stages(len(model.layers), layout.pipeline)
+    stages = inventory.stages(layout, work.sequence_length)
     seconds, memory, across = 0.0, 0.0, 0.0
     for each in plan.classes:
         layers = [n for n in each.ranks.part.layers if model.layers[n].expert_width]

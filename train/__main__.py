@@ -186,6 +186,24 @@ def report(arguments: argparse.Namespace) -> None:
     say(f"wrote {write_report(arguments.run)}")
 
 
+def checkpoint(arguments: argparse.Namespace) -> None:
+    """Verifies a checkpoint, compares two, or writes one in another format."""
+    from .checkpoint_conversion import convert
+    from .checkpoint_tools import print_difference, print_verified
+    from .console import say
+
+    if arguments.what == "verify":
+        good = print_verified(arguments.path)
+    elif arguments.what == "diff":
+        good = print_difference(arguments.one, arguments.other)
+    else:
+        read = convert(arguments.source, arguments.target, arguments.to, arguments.dtype)
+        say(f"wrote {arguments.target} from {read}")
+        good = True
+    if not good:
+        sys.exit(EXIT_FAILURE)
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "prepare": prepare,
     "tokenizer": tokenizer,
@@ -196,6 +214,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "inspect": inspect,
     "mixture": mixture,
     "report": report,
+    "checkpoint": checkpoint,
 }
 
 
@@ -276,7 +295,36 @@ def parser() -> argparse.ArgumentParser:
     made["evaluate"].add_argument("--facts", type=Path, help="facts.jsonl (evaluation.facts)")
     made["export"].add_argument("--families", nargs="*", help="families (all)")
     made["export"].add_argument("--out", type=Path, help="folder (RUN/export/step-N)")
+    checkpoint_grammar(made["checkpoint"])
     return top
+
+
+def checkpoint_grammar(verb: argparse.ArgumentParser) -> None:
+    """What `checkpoint` takes."""
+    actions = verb.add_subparsers(dest="what", required=True, metavar="ACTION")
+    made = {}
+    for name, told in (
+        ("verify", "Reads every byte: seals, headers, finite values, every parameter, whole "
+         "optimiser state. Exit 0 whole, 1 damaged."),
+        ("diff", "What two checkpoints differ in, by file. Exit 0 equal, 1 different."),
+        ("convert", "Writes a checkpoint for other programs. Between engines and layouts there is "
+         "nothing to convert: all of them read and write the same files."),
+    ):  # fmt: skip
+        made[name] = actions.add_parser(name, help=told, description=told)
+    where = "a folder checkpoints/step-N, or a run folder for its newest"
+    made["verify"].add_argument("path", type=Path, metavar="PATH", help=where)
+    for name in ("one", "other"):
+        made["diff"].add_argument(name, type=Path, metavar=name.upper(), help=where)
+    made["convert"].add_argument("source", type=Path, metavar="SOURCE", help=where)
+    made["convert"].add_argument("target", type=Path, metavar="TARGET", help="folder to write")
+    made["convert"].add_argument(
+        "--to", required=True, choices=("weights", "dcp", "checkpoint"),
+        help="weights: safetensors without optimiser state; dcp: a torch.distributed.checkpoint "
+        "folder with everything; checkpoint: such a folder back (SOURCE is one)",
+    )  # fmt: skip
+    made["convert"].add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of --to weights (fp32)"
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

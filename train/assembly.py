@@ -74,7 +74,6 @@ class Trainer:
 
 def start(config: RunConfig, engine: Engine) -> Trainer:
     """Opens run folder and data, builds the model, and resumes where there is a checkpoint."""
-    torch.manual_seed(config.run.seed)
     processes, place = engine.processes, engine.place
     storage = open_storage(config.data.prepared, config.data.storage)
     manifest, tokenizer = load_prepared(storage)
@@ -124,6 +123,8 @@ def start(config: RunConfig, engine: Engine) -> Trainer:
     )  # fmt: skip
     check_alone(config, engine)
     engine.build(config, manifest.families, hosted)
+    # Modules drew their first values, as many as this process holds; nothing else draws.
+    torch.manual_seed(config.run.seed)
     if checkpoint:
         reader = CheckpointReader(checkpoint)
         everywhere(processes, lambda: reader.verify(rank=processes.rank, world=processes.world))

@@ -118,10 +118,10 @@ class CheckpointWriter:
             cause = self._cause(error, meeting)
             if self.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
-            raise OSError(
-                f"{final} could not be written ({cause}): those written before stand; make "
-                "room, and start the same command again"
-            ) from error
+            told = f"{final} could not be written ({cause}): those written before stand"
+            if not isinstance(error, OSError):
+                raise RuntimeError(told) from error
+            raise OSError(f"{told}; make room, and start the same command again") from error
         if self.rank == 0:
             self._prune()
         meeting.close()

@@ -16,6 +16,7 @@ from ..model.config import ModelConfig
 from ..model.decoder import build_decoder, parameter_family
 from ..model.layout import Layout
 from ..model.part import Part, local_shape, parameter_view, whole
+from .stages import Stages, planned_stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,14 @@ class Inventory:
         self.shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
         self._tables: dict[tuple[int, int], Holdings] = {}
         self._held: dict[Part, Holdings] = {}
+        self._stages: dict[tuple[int, tuple[int, ...], int], Stages] = {}
+
+    def stages(self, layout: Layout, sequence_length: int) -> Stages:
+        """Layer numbers of each piece of the pipeline, by counted products."""
+        key = layout.pipeline * layout.virtual, layout.stages, sequence_length
+        if key not in self._stages:
+            self._stages[key] = planned_stages(self.config, self.families, layout, sequence_length)
+        return self._stages[key]
 
     def held(self, part: Part) -> Holdings:
         """The parameters of a part."""
@@ -230,9 +239,10 @@ def gradient_sums(
         sizes: ranks that hold each.
         elements: of each that are added up.
     """
-    kinds = np.stack([held.family, held.by_family, held.cut, held.shared_out, sizes])
-    _, first, kind = np.unique(kinds, axis=1, return_index=True, return_inverse=True)
-    totals = np.bincount(kind.reshape(-1), elements)
+    owner = 2 * (held.family + 1) + held.by_family
+    kinds = ((2 * owner + held.cut) * 2 + held.shared_out) * (int(sizes.max(initial=0)) + 1) + sizes
+    _, first, kind = np.unique(kinds, return_index=True, return_inverse=True)
+    totals = np.bincount(kind, elements)
     yield from zip(first.tolist(), totals.astype(np.int64).tolist(), strict=True)
 
 
@@ -242,8 +252,3 @@ def hosts(
     """How many data indices host each family."""
     counts = [layout.data * sum(name in held for held in pieces) for name in families]
     return np.array(counts, dtype=np.int64)
-
-
-def even_stages(layers: int, pieces: int) -> list[tuple[int, ...]]:
-    """Layer numbers in nearly equal pieces."""
-    return [tuple(range(i * layers // pieces, (i + 1) * layers // pieces)) for i in range(pieces)]

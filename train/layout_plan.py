@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..model.layout import Layout
 from .hardware import Hardware
 from .layout_memory import RankMemory, rank_memory
-from .layout_parts import Inventory, RankClass, Work, even_stages, hosts, rank_classes
+from .layout_parts import Inventory, RankClass, Work, hosts, rank_classes
 from .layout_time import StepTime, step_time
 from .layout_traffic import Traffic, rank_traffic
 
@@ -80,7 +80,7 @@ def plan_layout(
             where memory and time are largest.
     """
     inventory = inventory or Inventory(work.model, work.families)
-    stages = even_stages(len(work.model.layers), layout.pipeline * layout.virtual)
+    stages = inventory.stages(layout, work.sequence_length)
     pieces = hosting(layout)
     hosted_by = hosts(layout, pieces, work.families)
     classes = []

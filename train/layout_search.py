@@ -248,12 +248,9 @@ def print_proposals(found: Proposals, cluster: Cluster, console: Console, first:
 def settings_of(plan: LayoutPlan) -> list[str]:
     """The settings that make a run of a plan."""
     layout, work = plan.layout, plan.work
-    sizes = {
-        field.name: getattr(layout, field.name)
-        for field in dataclasses.fields(Layout)
-        if getattr(layout, field.name) > 1 and field.name != "data"
-    }
-    told = [f"engine.layout.{name}={size}" for name, size in sizes.items()]
+    names = ("family", "tensor", "context", "pipeline", "virtual", "expert")
+    sizes = {name: getattr(layout, name) for name in names}
+    told = [f"engine.layout.{name}={size}" for name, size in sizes.items() if size > 1]
     told += [f"engine.micro_slots={work.micro_slots}", f"engine.shard={work.shard}"]
     return [*told, f"engine.recompute={work.recompute}"]
 

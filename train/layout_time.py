@@ -73,9 +73,9 @@ def collective_seconds(traffic: Traffic, hardware: Hardware) -> float:
 def stage_flops(work: Work, layout: Layout, layers: Sequence[int], *, last: bool) -> float:
     """A process's floating-point operations of one micro-batch on a stage, forward and backward."""
     model, T = work.model, work.sequence_length
-    forward, again = 0, 0
+    forward, again, plans = 0, 0, model.layers
     for number in layers:
-        flops = layer_flops_per_token(model, model.layers[number], work.families, T)
+        flops = layer_flops_per_token(model, plans[number], work.families, T)
         forward += flops
         again += flops if work.recompute and number % work.recompute == 0 else 0
     if last:

@@ -67,7 +67,7 @@ def fit(trainer: Trainer) -> None:
         writer = CheckpointWriter(
             trainer.folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
             resumed_at=trainer.step, rank=processes.rank, world=processes.world,
-            timeout_minutes=config.engine.timeout_minutes,
+            timeout_minutes=config.engine.timeout_minutes, nonce=processes.nonce,
         )  # fmt: skip
         closing.callback(writer.close)
         closing.callback(stream.close)

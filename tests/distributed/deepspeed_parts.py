@@ -1,5 +1,6 @@
 """Run by test_deepspeed.py on each of two processes: FOLDER SETTINGS...; many runs, one launch."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,16 @@ def refusal(act: Callable[[], object]) -> str:
     return ""
 
 
+def write_held(trainer: Trainer, path: Path) -> None:
+    """Which elements of which parameters this process keeps, and what families it hosts."""
+    engine = trainer.engine
+    assert isinstance(engine, DeepSpeedEngine)
+    lines = engine.zero.optimizer.held.values()
+    held = [(each.name, each.start, each.stop) for line in lines for each in line]
+    hosted = sorted(f for f, ranks in engine.hosts.items() if engine.processes.rank in ranks)
+    path.write_text(json.dumps({"held": held, "hosted": hosted}))
+
+
 def not_a_number(trainer: Trainer) -> str:
     """What a step says whose gradient is no number on one process, and that nothing moved."""
     engine = trainer.engine
@@ -70,6 +81,7 @@ if __name__ == "__main__":
     for name, more in RUNS.items():
         trainer = open_run(processes, [*settings, "engine=deepspeed", *more, f"run.name={name}"])
         fit(trainer)
+        write_held(trainer, folder / f"held-{name}-{processes.rank}")
         if name == "zero-1":
             (folder / f"nan-{processes.rank}").write_text(not_a_number(trainer))
     middle = f"checkpoint.resume={folder / 'alone' / 'checkpoints' / 'step-10'}"

@@ -1,4 +1,4 @@
-"""Run (as a module) by test_megatron.py on each of several processes: FOLDER CASES…; writes what each case gave.
+"""Run as a module by test_megatron.py on several processes: FOLDER CASES…; writes what each gave.
 
 A case is `name:key=value,…`: sizes of the layout, the optimiser, Megatron's switches, or one of the
 fixes taken out. Layouts follow one another in the same processes.

@@ -93,6 +93,34 @@ def test_a_checkpoint_of_one_process_goes_on_under_zero(name: str, runs: Path) -
     assert (rest != pytest.approx(train_losses(runs / "alone")[10:], rel=1e-5)) == (near == 1e-2)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_every_element_is_one_process_and_families_are_their_hosts(name: str, runs: Path) -> None:
+    """So that ZeRO reduces a family's gradients only where it is hosted."""
+    from xylem.model.decoder import parameter_family
+
+    told = [json.loads((runs / f"held-{name}-{rank}").read_text()) for rank in range(2)]
+    apart = {f for f in told[0]["hosted"] + told[1]["hosted"]} - (
+        set(told[0]["hosted"]) & set(told[1]["hosted"])
+    )
+    assert bool(apart) == ("family-2" in name), "some family must have one host alone"
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    for of_rank in told:
+        for parameter, start, stop in of_rank["held"]:
+            family = parameter_family(parameter)
+            assert family is None or family in of_rank["hosted"], parameter
+            ranges.setdefault(parameter, []).append((start, stop))
+    written = runs / name / "checkpoints" / "step-20"
+    shapes = {
+        key: tensor.numel()
+        for file in written.glob("[ft]*.safetensors")
+        for key, tensor in load_file(file).items()
+    }
+    assert ranges.keys() == shapes.keys()
+    for parameter, held in ranges.items():
+        starts, stops = zip(*sorted(held), strict=True)
+        assert (0, *stops) == (*starts, shapes[parameter]), parameter
+
+
 def test_a_gradient_that_is_no_number_is_refused_by_all_and_moves_nothing(runs: Path) -> None:
     for rank in range(2):
         said = (runs / f"nan-{rank}").read_text()

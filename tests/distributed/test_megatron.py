@@ -72,8 +72,9 @@ def launch(cases: dict[str, str], processes: int, folder: Path) -> Results:
     """What the cases gave on so many processes."""
     module = "tests.distributed.megatron_parts"
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    wanted = [f"{name}:{case}" for name, case in cases.items()]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", module, str(folder), *(f"{n}:{c}" for n, c in cases.items())],
+        [sys.executable, *launcher, "-m", module, str(folder), *wanted],
         cwd=Path(__file__).resolve().parents[2],
         env=environment(TORCHDYNAMO_DISABLE="1"), capture_output=True, text=True, timeout=600,
         check=False,

@@ -10,8 +10,8 @@ import torch
 
 from xylem.model.config import LayerPlan, ModelConfig, RoutingConfig
 from xylem.model.layout import Layout
-from xylem.train.engines.megatron.config import MegatronConfig, check_installed, check_model
-from xylem.train.engines.megatron.engine import check_run
+from xylem.train.engines.megatron.checks import check_model, check_run
+from xylem.train.engines.megatron.config import MegatronConfig, check_installed
 from xylem.train.errors import UserError
 
 from .. import megatron_on_cpu

@@ -99,7 +99,15 @@ def test_stage_3_with_families_apart_is_refused_with_the_way_out() -> None:
     ("more", "told_so"),
     [
         (("optim=muon",), "optim.name=muon cannot run with engine.name=deepspeed"),
-        (("engine.shard=full",), "engine.shard=full has no effect with engine.name=deepspeed"),
+        (
+            (
+                "engine.zero.stage=3",
+                "engine.zero.offload=nvme",
+                "engine.zero.nvme_path=/local/disk",
+            ),
+            "engine.zero.offload=nvme cannot run yet",
+        ),
+        (("engine.shard=full",), "engine.shard has no effect with engine.name=deepspeed"),
         (
             ("engine.compile=true", "engine.zero.stage=3"),
             "engine.compile=true cannot run with engine.zero.stage=3",

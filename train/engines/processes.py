@@ -48,7 +48,7 @@ class Processes:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
-        if self.world > 1:
+        if self.world > 1 and not dist.is_initialized():
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
                 timeout=self.timeout,

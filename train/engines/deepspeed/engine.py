@@ -62,7 +62,7 @@ class DeepSpeedEngine:
         """
         check_settings(config, self.layout)
         check_layout(config.model, families, self.layout, config.data.sequence_length)
-        open_deepspeed(self.processes, nvme=config.engine.zero.offload == "nvme")
+        open_deepspeed(self.processes)
         self.config = config
         stages = [tuple(range(len(config.model.layers)))]
         part = part_of(self.layout, self.place, stages=stages, hosted=hosted)

@@ -17,13 +17,11 @@ VERSION = "0.19.8"
 """The one whose private names `zero.py` and `partitions.py` read."""
 
 
-def open_deepspeed(processes: Processes, *, nvme: bool) -> None:
+def open_deepspeed(processes: Processes) -> None:
     """Makes DeepSpeed ready to be used by these processes.
 
-    Args:
-        nvme: whether it will read and write a local disk.
     Raises:
-        UserError: it is not installed, is another version, or cannot reach the disk.
+        UserError: it is not installed, or is another version.
     """
     check_version()
     on_cpu = processes.device.type == "cpu"
@@ -31,17 +29,10 @@ def open_deepspeed(processes: Processes, *, nvme: bool) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     import deepspeed.ops
-    from deepspeed.ops.op_builder import AsyncIOBuilder
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     for name in ("all_gather_into", "reduce_scatter"):
         warnings.filterwarnings("ignore", f"`torch.distributed.{name}_tensor`", FutureWarning)
-    if nvme and not AsyncIOBuilder().is_compatible(verbose=False):
-        raise UserError(
-            "engine.zero.offload=nvme needs DeepSpeed's async_io operation, which cannot be built "
-            "here: install libaio's development files and a C++ compiler, or set "
-            "engine.zero.offload=cpu"
-        )
     if on_cpu:
         # Collectives through shared memory, which would be compiled at the first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,18 +1,15 @@
-"""What can be set about `engine=megatron` beyond what every engine has, and what it refuses.
+"""What can be set about `engine=megatron` beyond what every engine has, and whether it is installed.
 
-Read next: `model.py`, which builds the decoder with it.
+Read next: `checks.py`, what it refuses; `model.py`, which builds the decoder with it.
 """
 
 import importlib.metadata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from ....data.errors import check_minimums
-from ....model.config import ModelConfig
-from ....model.layout import Layout
 from ...errors import UserError
 
 VERSION = "0.16.1"
@@ -87,54 +84,3 @@ def check_installed() -> None:
             "engine=megatron needs CUDA: Megatron-core asks for a GPU in its schedules, "
             "optimiser and random streams; set engine=torch, which runs the same layouts here"
         ) from None
-
-
-def check_model(
-    model: ModelConfig, families: Sequence[str], layout: Layout, settings: MegatronConfig,
-    optimizer: Literal["distributed", "zero"],
-) -> None:  # fmt: skip
-    """Whether Megatron-core's layers can be this model in this layout.
-
-    Args:
-        layout: resolved, and legal for the model (`check_layout`).
-    Raises:
-        UserError: they cannot; names the way out.
-    """
-    if model.routes_tokens:
-        router = next(layer.router for layer in model.layers if layer.router != "family")
-        raise UserError(
-            f"engine=megatron has no router={router}: its layers hold family experts only; set "
-            "router=family in model.layer_plan, or engine=torch"
-        )
-    for name in ("gate", "expert_masking", "output_masking"):
-        if getattr(model.routing, name):
-            raise UserError(
-                f"engine=megatron cannot do model.routing.{name}={getattr(model.routing, name)}: "
-                "leave it out, or set engine=torch"
-            )
-    if layout.family > 1 or layout.expert > 1:
-        name = "family" if layout.family > 1 else "expert"
-        raise UserError(
-            f"engine=megatron holds every family's experts on every data rank, so that "
-            f"engine.layout.{name}={getattr(layout, name)} has no meaning there: set it to 1, or "
-            "engine=torch"
-        )
-    if model.vocab_size % layout.tensor:
-        above = -(-model.vocab_size // layout.tensor) * layout.tensor
-        raise UserError(
-            f"engine.layout.tensor={layout.tensor} cuts the vocabulary into equal parts in "
-            f"engine=megatron, and model.vocab_size={model.vocab_size} is no multiple of it: the "
-            f"next is {above}"
-        )
-    if optimizer == "zero":
-        for name in ("overlap_grad_reduce", "overlap_param_gather"):
-            if getattr(settings, name):
-                raise UserError(
-                    f"engine.megatron.{name}=true belongs to Megatron's own optimiser: set "
-                    "engine.optimizer=distributed, or leave it out"
-                )
-    if settings.overlap_p2p_comm and layout.virtual == 1:
-        raise UserError(
-            "engine.megatron.overlap_p2p_comm=true needs the interleaved schedule: set "
-            "engine.layout.virtual=2 or more, or leave it out"
-        )

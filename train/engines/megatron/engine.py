@@ -5,7 +5,9 @@ parallelism are Megatron's. Read next: `model.py`, `schedule.py`, `optimizer.py`
 """
 
 import contextlib
+import importlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ....model.collectives import Sharing
-from ....model.config import LayerPlan, ModelConfig
-from ....model.decoder import Decoder, build_decoder
+from ....model.config import LayerPlan
+from ....model.decoder import Decoder
 from ....model.layout import Layout, check_layout
 from ....model.objectives import next_token_loss
-from ....model.part import ParallelGroups, Part, Range, part_of, take
+from ....model.part import ParallelGroups, part_of
 from ....model.routers import FamilySegment
 from ...config import RunConfig
 from ...errors import UserError
@@ -30,7 +32,8 @@ from ..engine import Moves, StepResult
 from ..placement import even_stages
 from ..processes import Processes
 from ..torch import check_norm, spread
-from .config import check_installed, check_model
+from .checks import check_model, check_run
+from .config import check_installed
 
 if TYPE_CHECKING:
     from megatron.core.transformer import ModuleSpec, TransformerConfig
@@ -55,6 +58,8 @@ class MegatronEngine:
             UserError: Megatron-core is not here, is another version, or cannot run.
         """
         check_installed()
+        # Kernels of products begin in the order in which communication was asked for.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         self.processes, self.layout = processes, layout
         self.place = layout.place(processes.rank)
 
@@ -73,12 +78,14 @@ class MegatronEngine:
         self._open_groups(config)
         with quiet():
             from .model import build_chunks, layer_spec
-            from .weights import fill, held_parameters
+            from .weights import fill, held_parameters, initial_values
 
         stages = even_stages(len(model.layers), layout.pipeline * layout.virtual)
         here = self.hosted(families)
         part = part_of(layout, self.place, stages=stages, hosted=[here] * layout.readers)
         half = self.processes.precision == "bf16"
+        if engine.megatron.tp_comm_overlap:
+            self._open_overlap(config)
         with quiet():
             specs = [
                 layer_spec(self.feed_forward(config, plan, families), engine.megatron,
@@ -177,6 +184,15 @@ class MegatronEngine:
             create_gloo_process_groups=False,
         )
         model_parallel_cuda_manual_seed(config.run.seed)
+
+    def _open_overlap(self, config: RunConfig) -> None:
+        """Transformer Engine's buffers, through which products and communication overlap."""
+        rows = config.engine.micro_slots * config.data.slot_sequences
+        positions = config.data.sequence_length // self.layout.context
+        importlib.import_module("transformer_engine.pytorch.module.base").initialize_ub(
+            shape=[positions * rows, config.model.hidden_size], tp_size=self.layout.tensor,
+            use_fp8=False, bootstrap_backend="nccl",
+        )  # fmt: skip
 
     def _groups(self) -> ParallelGroups:
         """The processes that share this one's forward pass."""
@@ -322,66 +338,6 @@ class MegatronEngine:
                 "step, exp_avg and exp_avg_sq: resume with the optimiser that began the run"
             )
         return state or None
-
-
-def check_run(config: RunConfig, layout: Layout) -> None:
-    """Whether Megatron-core can run what the other parts of the config ask for.
-
-    Raises:
-        UserError: it cannot; names the way out.
-    """
-    engine = config.engine
-    if config.optim.name != "adamw":
-        raise UserError(
-            f"optim.name={config.optim.name} cannot run with engine=megatron, whose optimisers cut "
-            "matrices across: set optim.name=adamw, or engine=torch"
-        )
-    if engine.compile:
-        raise UserError(
-            "engine.compile=true cannot run with engine=megatron, whose layers compile their own "
-            "parts: set engine.compile=false"
-        )
-    if engine.recompute > 1:
-        raise UserError(
-            f"engine.recompute={engine.recompute} cannot run with engine=megatron, which computes "
-            "every layer again (1) or none (0)"
-        )
-    if engine.shard != "none":
-        raise UserError(
-            f"engine.shard={engine.shard} has no effect in engine=megatron, whose optimisers shard "
-            "their state by themselves: set engine.shard=none"
-        )
-    if config.logging.samples_every or config.logging.parallel_sentences:
-        asked = "samples_every" if config.logging.samples_every else "parallel_sentences"
-        raise UserError(
-            f"logging.{asked}={getattr(config.logging, asked)} needs a whole decoder, and "
-            "engine=megatron holds layers of Megatron's: leave it out, and sample a checkpoint"
-        )
-    data = config.data
-    each = data.slots_per_step // layout.readers
-    count = -(-each // engine.micro_slots)
-    if layout.virtual > 1 and count % layout.pipeline:
-        raise UserError(
-            f"engine.layout.virtual={layout.virtual} takes micro-batches in groups of "
-            f"engine.layout.pipeline={layout.pipeline}, and a process has {count}: choose "
-            "data.slots_per_step or engine.micro_slots so that they are a multiple"
-        )
-
-
-def initial_values(
-    model: ModelConfig, families: Sequence[str], part: Part, seed: int
-) -> dict[str, Tensor]:
-    """Canonical name -> first values of what is here, in Megatron's local order."""
-    from .weights import attention_rows
-
-    decoder = build_decoder(model, families, seed=seed, sharing=Sharing(part))
-    values = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
-    heads: Range = (0, part.tensor[1])
-    local = attention_rows(model, heads, local=True)
-    for name, value in values.items():
-        if name.endswith("attention.qkv.weight"):
-            values[name] = take(value, (local, ((0, value.shape[1]),)))
-    return values
 
 
 @contextlib.contextmanager

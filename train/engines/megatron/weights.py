@@ -14,9 +14,10 @@ import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 
+from ....model.collectives import Sharing
 from ....model.config import ModelConfig
-from ....model.decoder import canonical_shapes
-from ....model.part import Part, Range, View, local_shape, parameter_view
+from ....model.decoder import build_decoder, canonical_shapes
+from ....model.part import Part, Range, View, local_shape, parameter_view, take
 from .model import FamilyGPT
 
 LAYER_NAMES = {
@@ -143,3 +144,17 @@ def by_parameter(held: Iterable[Held]) -> dict[nn.Parameter, Held]:
 def attribute(parameter: nn.Parameter, name: str, value: Any) -> None:
     """Sets what Megatron or DeepSpeed reads off a parameter."""
     setattr(cast(Any, parameter), name, value)
+
+
+def initial_values(
+    model: ModelConfig, families: Sequence[str], part: Part, seed: int
+) -> dict[str, Tensor]:
+    """Canonical name -> first values of what is here, in Megatron's local order."""
+    decoder = build_decoder(model, families, seed=seed, sharing=Sharing(part))
+    values = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
+    heads: Range = (0, part.tensor[1])
+    local = attention_rows(model, heads, local=True)
+    for name, value in values.items():
+        if name.endswith("attention.qkv.weight"):
+            values[name] = take(value, (local, ((0, value.shape[1]),)))
+    return values

@@ -1,0 +1,116 @@
+"""What `engine=megatron` refuses, before anything is built.
+
+Read next: `engine.py`.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Literal
+
+from ....model.config import ModelConfig
+from ....model.layout import Layout
+from ...config import RunConfig
+from ...errors import UserError
+from .config import MegatronConfig
+
+
+def check_model(
+    model: ModelConfig, families: Sequence[str], layout: Layout, settings: MegatronConfig,
+    optimizer: Literal["distributed", "zero"],
+) -> None:  # fmt: skip
+    """Whether Megatron-core's layers can be this model in this layout.
+
+    Args:
+        layout: resolved, and legal for the model (`check_layout`).
+    Raises:
+        UserError: they cannot; names the way out.
+    """
+    if model.routes_tokens:
+        router = next(layer.router for layer in model.layers if layer.router != "family")
+        raise UserError(
+            f"engine=megatron has no router={router}: its layers hold family experts only; set "
+            "router=family in model.layer_plan, or engine=torch"
+        )
+    for name in ("gate", "expert_masking", "output_masking"):
+        if getattr(model.routing, name):
+            raise UserError(
+                f"engine=megatron cannot do model.routing.{name}={getattr(model.routing, name)}: "
+                "leave it out, or set engine=torch"
+            )
+    if layout.family > 1 or layout.expert > 1:
+        name = "family" if layout.family > 1 else "expert"
+        raise UserError(
+            f"engine=megatron holds every family's experts on every data rank, so that "
+            f"engine.layout.{name}={getattr(layout, name)} has no meaning there: set it to 1, or "
+            "engine=torch"
+        )
+    if model.vocab_size % layout.tensor:
+        above = -(-model.vocab_size // layout.tensor) * layout.tensor
+        raise UserError(
+            f"engine.layout.tensor={layout.tensor} cuts the vocabulary into equal parts in "
+            f"engine=megatron, and model.vocab_size={model.vocab_size} is no multiple of it: the "
+            f"next is {above}"
+        )
+    if optimizer == "zero":
+        for name in ("overlap_grad_reduce", "overlap_param_gather"):
+            if getattr(settings, name):
+                raise UserError(
+                    f"engine.megatron.{name}=true belongs to Megatron's own optimiser: set "
+                    "engine.optimizer=distributed, or leave it out"
+                )
+    for name, package, why_not in (
+        ("tp_comm_overlap", "transformer_engine", layout.tensor == 1 and "engine.layout.tensor=1"),
+        ("gradient_accumulation_fusion", "fused_weight_gradient_mlp_cuda", False),
+    ):
+        if getattr(settings, name) and (why_not or importlib.util.find_spec(package) is None):
+            because = f"has no effect with {why_not}" if why_not else f"needs {package}, not here"
+            raise UserError(f"engine.megatron.{name}=true {because}: leave it out")
+    if settings.overlap_p2p_comm and layout.virtual == 1:
+        raise UserError(
+            "engine.megatron.overlap_p2p_comm=true needs the interleaved schedule: set "
+            "engine.layout.virtual=2 or more, or leave it out"
+        )
+
+
+def check_run(config: RunConfig, layout: Layout) -> None:
+    """Whether Megatron-core can run what the other parts of the config ask for.
+
+    Raises:
+        UserError: it cannot; names the way out.
+    """
+    engine = config.engine
+    if config.optim.name != "adamw":
+        raise UserError(
+            f"optim.name={config.optim.name} cannot run with engine=megatron, whose optimisers cut "
+            "matrices across: set optim.name=adamw, or engine=torch"
+        )
+    if engine.compile:
+        raise UserError(
+            "engine.compile=true cannot run with engine=megatron, whose layers compile their own "
+            "parts: set engine.compile=false"
+        )
+    if engine.recompute > 1:
+        raise UserError(
+            f"engine.recompute={engine.recompute} cannot run with engine=megatron, which computes "
+            "every layer again (1) or none (0)"
+        )
+    if engine.shard != "none":
+        raise UserError(
+            f"engine.shard={engine.shard} has no effect in engine=megatron, whose optimisers shard "
+            "their state by themselves: set engine.shard=none"
+        )
+    if config.logging.samples_every or config.logging.parallel_sentences:
+        asked = "samples_every" if config.logging.samples_every else "parallel_sentences"
+        raise UserError(
+            f"logging.{asked}={getattr(config.logging, asked)} needs a whole decoder, and "
+            "engine=megatron holds layers of Megatron's: leave it out, and sample a checkpoint"
+        )
+    data = config.data
+    each = data.slots_per_step // layout.readers
+    count = -(-each // engine.micro_slots)
+    if layout.virtual > 1 and count % layout.pipeline:
+        raise UserError(
+            f"engine.layout.virtual={layout.virtual} takes micro-batches in groups of "
+            f"engine.layout.pipeline={layout.pipeline}, and a process has {count}: choose "
+            "data.slots_per_step or engine.micro_slots so that they are a multiple"
+        )
