@@ -154,7 +154,7 @@ def structures(case: Case) -> Iterator[Layout]:
 
 def works(case: Case, layout: Layout) -> Iterator[Work]:
     """The settings that go with a layout."""
-    for micro_slots in (1, 2, 4):
+    for micro_slots in (1, 2):
         if case.slots // layout.readers % micro_slots:
             continue
         for shard in ("none", "full"):
@@ -169,8 +169,8 @@ def works(case: Case, layout: Layout) -> Iterator[Work]:
 
 
 def pieces_of(readers: int, families: int) -> list[int]:
-    """Numbers of pieces worth trying: the largest four that divide the readers."""
-    return [n for n in range(2, families + 1) if readers % n == 0][-4:]
+    """Numbers of pieces worth trying: the largest three that divide the readers."""
+    return [n for n in range(2, families + 1) if readers % n == 0][-3:]
 
 
 def family_arms(case: Case, inventory: Inventory) -> tuple[Outcome | None, Outcome | None]:

@@ -10,13 +10,14 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from ..data.config import FamilyConfig
 from ..data.errors import DataError
 from ..data.families import build_family_map
-from ..model.config import ModelConfig
 from ..train.hardware import hardware_named
 from ..train.layout_parts import Inventory
 from .scaling_arms import (
@@ -138,27 +139,44 @@ def gain(ours: Outcome | None, theirs: Outcome | None) -> str:
     return f"{theirs.seconds / ours.seconds:.2f}"
 
 
-Row = tuple[Case, str, Outcome | None, Outcome | None, Outcome | None, Outcome | None]
-"""Case, its name; family parallelism, replicated, told all-to-all, balanced all-to-all."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A case and the best of each arm."""
+
+    case: Case
+    name: str
+    ours: Outcome | None
+    replicated: Outcome | None
+    real: Outcome | None
+    """All-to-all with the mixture's loads."""
+    equal: Outcome | None
+    """All-to-all whose loads were always equal."""
 
 
-def compared(case: Case, inventory: Inventory) -> Row:
+def compared(case: Case) -> Row:
     """All arms of a case."""
+    inventory = Inventory(case.model, case.mixture.families)
     ours, replicated = family_arms(case, inventory)
-    of_family, balanced = exchange_arms(case, inventory)
+    real, equal = exchange_arms(case, inventory)
     name = f"{parameters(inventory) / 1e9:.0f} B, {len(case.mixture.families)} families"
-    return case, name, ours, replicated, of_family, balanced
+    return Row(case, name, ours, replicated, real, equal)
+
+
+def half_hidden(case: Case) -> Outcome | None:
+    """All-to-all with equal loads, half of it beside products."""
+    return exchange_arms(case, Inventory(case.model, case.mixture.families), hidden=0.5)[1]
 
 
 def scale_table(rows: Sequence[Row]) -> str:
     """The main table."""
     cells = []
-    for case, name, ours, replicated, of_family, balanced in rows:
+    for row in rows:
+        ours = row.ours
         cells.append([
-            name, f"{case.world:,}", f"{case.slots:,}", told(ours),
+            row.name, f"{row.case.world:,}", f"{row.case.slots:,}", told(ours),
             f"{ours.tokens_per_second:,.0f}" if ours else "",
             f"{ours.memory / GIB:.0f}" if ours else "",
-            gain(ours, replicated), gain(ours, of_family), gain(ours, balanced),
+            gain(ours, row.replicated), gain(ours, row.real), gain(ours, row.equal),
         ])  # fmt: skip
     return table(
         ["model", "devices", "slots", "best layout with family parallelism", "tokens/s a device",
@@ -211,21 +229,22 @@ def figure_gains(rows: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.2))
-    names = list(dict.fromkeys(row[1] for row in rows))
+    names = list(dict.fromkeys(row.name for row in rows))
     for index, name in enumerate(names):
-        mine = [row for row in rows if row[1] == name and row[2]]
-        for arm, style, label in ((4, "-o", "real loads"), (5, "--s", "equal loads")):
+        for style, label in (("-o", "real loads"), ("--s", "equal loads")):
             points = [
-                (row[0].world, theirs.seconds / row[2].seconds)
-                for row in mine
-                if row[2] and (theirs := row[4] if arm == 4 else row[5])
+                (row.case.world, theirs.seconds / row.ours.seconds)
+                for row in rows
+                if row.name == name
+                and row.ours
+                and (theirs := row.real if label == "real loads" else row.equal)
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=f"C{index}",
                           label=f"{name}, {label}")  # fmt: skip
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log", base=2)
-    ticks = sorted({row[0].world for row in rows})
+    ticks = sorted({row.case.world for row in rows})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xlabel("H100 devices")
     axes.set_ylabel("time of all-to-all / time of family parallelism")
@@ -253,9 +272,41 @@ def figure_hosting(mixture: Mixture, slots: int, pieces: int, path: Path) -> Non
     plt.close(figure)
 
 
-def inventory_of(model: ModelConfig, mixture: Mixture) -> Inventory:
-    """Of a model with the mixture's families."""
-    return Inventory(model, mixture.families)
+def changed_cases(case: Case, bytes_of: dict[str, float]) -> dict[str, Case]:
+    """The same with another mixture, batch or hardware."""
+    other = {"temperature 1": 1.0, "equal shares": float("inf")}
+    changes = {
+        name: dataclasses.replace(case, mixture=mixture_of(bytes_of, t))
+        for name, t in other.items()
+    }
+    changes["a quarter of the slots"] = dataclasses.replace(case, slots=case.slots // 4)
+    if case.model.hidden_size == 4096:
+        for name in ("h200", "a100", "gh200"):
+            changes[name.upper()] = dataclasses.replace(case, hardware=hardware_named(name))
+    return changes
+
+
+def change_table(
+    rows: Sequence[tuple[str, Row]], hidden: Sequence[tuple[Row, Outcome | None]]
+) -> str:
+    """What a change does to the comparison."""
+    cells = []
+    for changed, row in rows:
+        cells.append([
+            f"{row.name}, {row.case.world:,}", changed, told(row.ours),
+            f"{row.ours.tokens_per_second:,.0f}" if row.ours else "",
+            gain(row.ours, row.replicated), gain(row.ours, row.real), gain(row.ours, row.equal),
+        ])  # fmt: skip
+    for row, half in hidden:
+        cells.append([
+            f"{row.name}, {row.case.world:,}", "half of the all-to-all hidden", told(row.ours),
+            f"{row.ours.tokens_per_second:,.0f}" if row.ours else "", "", "", gain(row.ours, half),
+        ])  # fmt: skip
+    return table(
+        ["model, devices", "changed", "best layout with family parallelism", "tokens/s a device",
+         "against replicated", "against all-to-all, real loads",
+         "against all-to-all, equal loads"], cells,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -264,56 +315,32 @@ def main() -> None:
     parser.add_argument("--sizes", type=Path, required=True, help="FineWeb-2's sizes: code, bytes")
     parser.add_argument("--figures", type=Path, help="folder to draw into")
     parser.add_argument("--quick", action="store_true", help="the smallest scale alone")
+    parser.add_argument("--processes", type=int, default=2, help="cases worked on at once")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    h100 = hardware_named("h100")
     read = read_sizes(arguments.sizes)
-    print("## Mixtures\n\n" + mixture_table(read))
-    rows: list[Row] = []
-    other: list[list[str]] = []
+    print("## Mixtures\n\n" + mixture_table(read), flush=True)
+    cases: list[Case] = []
+    changes: list[tuple[str, Case]] = []
+    middle: list[int] = []
     for hidden, layers, languages, families, sizes in SCALES[: 1 if arguments.quick else None]:
         bytes_of = family_sizes(read, languages, families)
-        mixture = mixture_of(bytes_of, 2.0)
-        model = model_of(hidden, layers)
-        inventory = inventory_of(model, mixture)
-        rows += [
-            compared(Case(model, mixture, slots, world, h100), inventory) for world, slots in sizes
-        ]
-        world, slots = sizes[1]
-        base = Case(model, mixture, slots, world, h100)
-        natural, flat = (
-            dataclasses.replace(base, mixture=mixture_of(bytes_of, t)) for t in (1.0, float("inf"))
-        )
-        changes = {
-            "temperature 1": natural,
-            "equal shares": flat,
-            "a quarter of the slots": dataclasses.replace(base, slots=slots // 4),
-            "H200": dataclasses.replace(base, hardware=hardware_named("h200")),
-            "A100": dataclasses.replace(base, hardware=hardware_named("a100")),
-            "GH200": dataclasses.replace(base, hardware=hardware_named("gh200")),
-        }
-        if hidden != 4096:
-            changes = dict(list(changes.items())[:3])
-        for name, case in changes.items():
-            _, scale, ours, replicated, real, equal = compared(case, inventory)
-            other.append([
-                f"{scale}, {world:,}", name, told(ours),
-                f"{ours.tokens_per_second:,.0f}" if ours else "", gain(ours, replicated),
-                gain(ours, real), gain(ours, equal),
-            ])  # fmt: skip
-        ours = rows[-2][2]
-        _, hidden_half = exchange_arms(base, inventory, hidden=0.5)
-        other.append([
-            f"{rows[-2][1]}, {world:,}", "half of the all-to-all hidden", told(ours),
-            f"{ours.tokens_per_second:,.0f}" if ours else "", "", "", gain(ours, hidden_half),
-        ])  # fmt: skip
-    print("## Scales\n\n" + scale_table(rows))
-    print("## Changes\n\n" + table(
-        ["model, devices", "changed", "best layout with family parallelism", "tokens/s a device",
-         "against replicated", "against all-to-all, real loads",
-         "against all-to-all, equal loads"], other,
-    ))  # fmt: skip
-    print("## Hosting\n\n" + hosting_table(mixture, sizes[0][1]))
+        mixture, model = mixture_of(bytes_of, 2.0), model_of(hidden, layers)
+        middle.append(len(cases) + 1)
+        h100 = hardware_named("h100")
+        cases += [Case(model, mixture, slots, world, h100) for world, slots in sizes]
+        changes += changed_cases(cases[middle[-1]], bytes_of).items()
+    print("## Hosting\n\n" + hosting_table(mixture, sizes[0][1]), flush=True)
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        halves = pool.map(half_hidden, [cases[i] for i in middle])
+        scales = pool.map(compared, cases)
+        others = pool.map(compared, [case for _, case in changes])
+        rows = list(scales)
+        print("## Scales\n\n" + scale_table(rows), flush=True)
+        changed = list(others)
+        named = list(zip([name for name, _ in changes], changed, strict=True))
+        hidden_rows = list(zip([rows[i] for i in middle], halves, strict=True))
+    print("## Changes\n\n" + change_table(named, hidden_rows))
     if arguments.figures:
         figure_gains(rows, arguments.figures / "scaling_gains.svg")
         figure_hosting(mixture, sizes[0][1], 16, arguments.figures / "scaling_hosting.svg")

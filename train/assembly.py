@@ -183,7 +183,7 @@ def check_alone(config: RunConfig, engine: Engine) -> None:
         UserError: it cannot.
     """
     layout, shared = engine.layout, config.engine.shard == "full" or config.engine.name != "torch"
-    if layout.data == layout.world and not shared:
+    if layout.data == layout.world and layout.expert == 1 and not shared:
         return
     for setting, wanted, off in (
         ("logging.samples_every", config.logging.samples_every, "0"),

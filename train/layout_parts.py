@@ -85,7 +85,7 @@ class Holdings:
     cut: NDArray[np.bool_]
     """Whether tensor parallelism cuts it; else every rank of a tensor group holds all of it."""
     shared_out: NDArray[np.bool_]
-    """Whether expert parallelism shares it out."""
+    """Whether expert parallelism shares it out, where there is any."""
 
     def at(self, chosen: NDArray[np.bool_]) -> "Holdings":
         """Some of them."""
@@ -153,16 +153,16 @@ class Inventory:
             return None
         last = part.tensor[1] - 1, part.tensor[1]
         elsewhere = parameter_view(name, shape, replace(part, tensor=last), config, families)
-        alone = parameter_view(name, shape, replace(part, expert=(0, 1)), config, families)
         words, family = name.split("."), parameter_family(name)
         layer = int(words[1]) if words[0] == "layers" else -1
         local = local_shape(view)
-        by_family = layer >= 0 and words[3] == "experts" and config.layers[layer].router == "family"
+        experts = layer >= 0 and words[3] in ("experts", "shared_experts")
+        by_family = experts and config.layers[layer].router == "family"
         routed = ".shared_experts." in name or ".feed_forward.router." in name
         return (
             name, layer, -1 if family is None else families.index(family), by_family,
             family is None and not routed, local[0], prod(local), len(shape) > 1,
-            view != elsewhere, view != alone,
+            view != elsewhere, experts and not by_family,
         )  # fmt: skip
 
 

@@ -110,6 +110,15 @@ def _forward_backward(work: Work, layout: Layout, ranks: RankClass, node: int) -
             kind="reduce_scatter", what="tensor", group=group, bytes=m * N * D * scatters,
             calls=calls,
         )  # fmt: skip
+        if part.last:
+            # Hidden states before the head, and three numbers a token of each one's vocabulary.
+            yield Traffic(
+                kind="all_gather", what="loss", group=group, bytes=m * (N // t * D * 4 + 12 * N),
+                calls=2 * m,
+            )  # fmt: skip
+            yield Traffic(
+                kind="reduce_scatter", what="loss", group=group, bytes=m * N * D * 4, calls=m
+            )
     if c > 1:
         group = group_of(c, t, node)
         values = 2 * N * model.kv_heads * model.head_dim // t * w
@@ -126,9 +135,11 @@ def _forward_backward(work: Work, layout: Layout, ranks: RankClass, node: int) -
     if layout.expert > 1 and routed:
         group = group_of(layout.expert, t * c, node)
         chosen = sum(experts_used(model, model.layers[n]) for n in routed)
-        # There and back, forward and backward.
+        # There and back, forward and backward, with each choice's weight; what comes back is as
+        # much as was received, here taken as equal loads.
         yield Traffic(
-            kind="all_to_all", what="experts", group=group, bytes=m * 4 * N * D * w * chosen,
+            kind="all_to_all", what="experts", group=group,
+            bytes=m * N * chosen * (4 * D * w + 2 * 4),
             calls=4 * m * len(routed),
         )  # fmt: skip
     if layout.pipeline > 1:

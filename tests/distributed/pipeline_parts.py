@@ -132,7 +132,17 @@ def compared(processes: Processes, model: ModelConfig, stages: Stages, count: in
         "tokens": bool(here.routing.tokens_F.equal(alone.routing.tokens_F)),
         "choices": all(choices[n].equal(alone.routing.choices_FE[n]) for n in choices),
         "score": scored(pipeline, whole),
+        "buffers": buffers(pipeline),
     }
+
+
+def buffers(pipeline: Pipeline) -> int | None:
+    """Distinct tensors that a 1F1B stage receives into."""
+    stage = getattr(pipeline._schedule, "_stage", None)
+    if stage is None:
+        return None
+    every = [*stage.args_recv_info.values(), *stage.grad_recv_info.values()]
+    return len({id(i.buffer) for infos in every for i in infos if i.buffer is not None})
 
 
 @torch.no_grad()

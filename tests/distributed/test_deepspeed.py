@@ -127,6 +127,17 @@ def test_a_gradient_that_is_no_number_is_refused_by_all_and_moves_nothing(runs: 
         assert said.startswith("FloatingPointError: the gradient's norm is nan at step 7"), said
 
 
+def test_a_checkpoint_of_two_processes_goes_on_under_one(
+    runs: Path, prepared: Prepared, xylem: Command
+) -> None:
+    more = ("engine=deepspeed", "engine.zero.stage=3", "engine.zero.persistent_elements=100")
+    middle = f"checkpoint.resume={runs / 'zero-1-family-2' / 'checkpoints' / 'step-10'}"
+    done = xylem("pretrain", *run_settings(prepared, runs, "one", *SETTINGS, *more, middle))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rest = rows(runs / "one", "train", "loss")
+    assert rest == pytest.approx(train_losses(runs / "alone")[10:], rel=1e-5)
+
+
 def test_deepspeed_config_is_in_the_run_folder_and_shown(runs: Path) -> None:
     written = json.loads((runs / "zero-2" / "deepspeed.json").read_text())
     assert written["zero_optimization"]["stage"] == 2
@@ -147,7 +158,7 @@ def test_a_checkpoint_without_latest_does_not_start_anew(
     (runs / "zero-1" / "checkpoints" / "latest").unlink()
     more = ("engine=deepspeed", "engine.zero.stage=1")
     settings = run_settings(prepared, runs, "zero-1", *SETTINGS, *more)
-    done = xylem("pretrain", *settings, processes=2)
+    done = xylem("pretrain", *settings)
     assert "resumed at step 20" in done.stdout, done.stdout + done.stderr
     missing = runs / "zero-1" / "checkpoints" / "step-11"
     settings = run_settings(

@@ -15,12 +15,13 @@ EXPERT = "{{trunk_width:48,expert_width:16,router:{}}}"
 SETTINGS = (
     f"model.layer_plan=[{EXPERT.format('prior')},{{trunk_width:64}},{EXPERT.format('topk')}]",
     "model.routing.shared_experts=1", "model.routing.experts_per_family=24",
+    "model.routing.family_experts={balto_slavic:40}",
     "model.routing.top_k=1", "model.routing.normalised=false", "model.routing.tag_dropout=0",
     "model.routing.prior_smoothing=0", "model.routing.expert_masking=0.2",
     "model.routing.output_masking=0.1", "model.routing.z_loss=0.001", "data.slot_sequences=1",
     "logging.samples_every=0", "run.steps=8",
 )  # fmt: skip
-"""A token uses one of 97 experts, and some families miss a step."""
+"""A token uses one of 113 experts, hosts share families, and some families miss a step."""
 
 
 def test_outputs_and_gradients_are_the_references_on_all_tokens(tmp_path: Path) -> None:

@@ -29,9 +29,15 @@ BYTES: dict[int, dict[str, tuple[str, ...]]] = {
         "sharded-bf16": ("engine.shard=full", "engine.precision=bf16", "engine.micro_slots=2"),
     },
     4: {
+        "tensor-pipeline": ("engine.layout.tensor=2", "engine.layout.pipeline=2"),
+        "tensor-family-bf16": (
+            "engine.layout.tensor=2",
+            "engine.layout.family=2",
+            "engine.precision=bf16",
+        ),
         "data-family": ("engine.layout.family=2",),
         "family-context": ("engine.layout.family=2", "engine.layout.context=2"),
-        "sharded-family": ("engine.layout.family=4", "engine.shard=full"),
+        "sharded-tensor": ("engine.layout.tensor=2", "engine.shard=full"),
     },
 }
 MEMORY: dict[int, dict[str, tuple[str, ...]]] = {

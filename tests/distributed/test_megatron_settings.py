@@ -43,6 +43,16 @@ def test_a_missing_megatron_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
         check_installed()
 
 
+def test_zero_without_deepspeed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    config = cases.run_config(cases.model(), ALONE, 20, optimizer="zero")
+    with pytest.raises(UserError, match=r"engine.optimizer=zero needs DeepSpeed, .*\[deepspeed\]"):
+        check_run(config, ALONE)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_without_cuda_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.16.1")
@@ -135,3 +145,13 @@ def test_the_package_never_imports_the_shim() -> None:
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     assert "megatron_on_cpu" not in ast.unparse(node), file
+
+
+def test_the_baseline_gives_every_rank_as_many_experts() -> None:
+    pytest.importorskip("megatron")
+    from xylem.scripts.megatron_moe_arm import MegatronMoeArm
+
+    arm = object.__new__(MegatronMoeArm)
+    arm.layout = Layout(data=3, expert=3)
+    with pytest.raises(UserError, match="expert=3 does not divide the 4 families"):
+        arm.check(cases.run_config(cases.model(), arm.layout, 20), cases.FAMILIES)

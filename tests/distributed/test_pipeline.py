@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from xylem.model.layout import Layout
 from xylem.train.compose import compose_config
+from xylem.train.engines.engine import Engine
 from xylem.train.engines.pipeline import check_pipeline
 from xylem.train.errors import UserError
+from xylem.train.routing_telemetry import check_whole
 
 from ..conftest import environment
 
@@ -57,10 +61,35 @@ def test_rows_of_any_shape_are_scored_on_the_last_stage(
     assert first is None and last < 1e-6
 
 
+def test_micro_batches_of_1f1b_take_turns_in_a_buffer(told: list[dict[str, Any]]) -> None:
+    # Of five micro-batches the first stage receives gradients alone, the last hidden states.
+    assert [rank["1f1b"]["buffers"] for rank in told] == [1, 1]
+
+
 def test_all_processes_split_the_layers_as_the_leader_measured(told: list[dict[str, Any]]) -> None:
     stages = told[0]["stages"]
     assert stages == told[1]["stages"] and len(stages) == 2
     assert [number for stage in stages for number in stage] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("layout", "together", "cut"),
+    [
+        (Layout(pipeline=2), False, "engine.layout.pipeline=2"),
+        (Layout(family=2, tensor=4), False, "engine.layout.family=2 and engine.layout.tensor=4"),
+        (Layout(data=2), True, "sharded weights"),
+    ],
+)
+def test_parallel_sentences_want_whole_models(layout: Layout, together: bool, cut: str) -> None:
+    engine = cast(Engine, SimpleNamespace(layout=layout, together=together))
+    with pytest.raises(UserError) as refused:
+        check_whole(engine)
+    assert str(refused.value) == (
+        "logging.parallel_sentences runs sentences of all languages through a whole model on each "
+        f"process, and {cut} cut it: set it to null, or share the run out by engine.layout.data "
+        "alone"
+    )
+    check_whole(cast(Engine, SimpleNamespace(layout=Layout(data=8), together=False)))
 
 
 def test_an_interleaved_pipeline_wants_rounds_of_micro_batches() -> None:

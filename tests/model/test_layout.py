@@ -31,7 +31,8 @@ def routed(router: str, **routing: Any) -> ModelConfig:
 @given(st.tuples(SIZES, SIZES, SIZES, SIZES, SIZES))
 def test_every_rank_has_a_place_of_its_own(sizes: tuple[int, ...]) -> None:
     names = ("data", "family", "tensor", "context", "pipeline")
-    layout = Layout(**dict(zip(names, sizes, strict=True)))
+    named: dict[str, Any] = dict(zip(names, sizes, strict=True))
+    layout = Layout(**named)
     places = [layout.place(rank) for rank in range(layout.world)]
     assert len(set(places)) == layout.world
     for rank, place in enumerate(places):
@@ -72,10 +73,13 @@ def test_a_layout_is_told_by_its_sizes() -> None:
         ({"data": -1}, "engine.layout.data=-1 must be at least 1, or 0 for the rest"),
         ({"virtual": 2}, "engine.layout.virtual=2 has no effect without a pipeline: set "
          "engine.layout.pipeline=2 or more, or engine.layout.virtual=1"),
+        ({"pipeline": 2, "stages": (1, 0)}, "engine.layout.stages=[1, 0] must be 2 numbers of "
+         "layers, 1 at least, for pipeline=2 x virtual=1; leave it out to split by cost"),
     ],
-    ids=["no process", "less than none", "negative data", "chunks without a pipeline"],
+    ids=["no process", "less than none", "negative data", "chunks without a pipeline",
+         "an empty stage"],
 )  # fmt: skip
-def test_sizes_that_mean_nothing_are_refused(sizes: dict[str, int], told: str) -> None:
+def test_sizes_that_mean_nothing_are_refused(sizes: dict[str, Any], told: str) -> None:
     with pytest.raises(ModelError) as refusal:
         Layout(**sizes)
     assert str(refusal.value) == told
@@ -121,6 +125,8 @@ UNEVEN = (LayerPlan(trunk_width=48, expert_width=16), LayerPlan(trunk_width=48, 
          "take 36"),
         (model(), Layout(data=1, pipeline=3, virtual=2), 32, "engine.layout.pipeline=3 x virtual=2 "
          "is more than the 4 layers: every piece holds one at least"),
+        (model(), Layout(data=1, pipeline=2, stages=(2, 1)), 32, "engine.layout.stages=[2, 1] has "
+         "3 layers, the model 4: their sum must be that"),
         (routed("topk"), Layout(data=1, family=2), 32, "engine.layout.family=2 has no effect: no "
          "layer has router=family; set engine.layout.family=1 (expert=2 shares out token "
          "routers')"),
@@ -141,6 +147,7 @@ UNEVEN = (LayerPlan(trunk_width=48, expert_width=16), LayerPlan(trunk_width=48, 
          "model.attention=auto"),
     ],
     ids=["heads", "widths", "vocabulary", "positions", "positions without context", "stages",
+         "layers of stages",
          "family without its router", "families", "expert without a router", "experts",
          "expert and gate", "pipeline and prior", "attention"],
 )  # fmt: skip

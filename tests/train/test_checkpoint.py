@@ -169,6 +169,23 @@ def test_a_checkpoint_of_another_model_names_the_differences(saved: Path) -> Non
         load_weights(saved, model(width=32))
 
 
+def test_nearest_names_are_told(saved: Path) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved_tensors(model()).items()}
+    shapes["final_norm.scale"] = shapes.pop("final_norm.weight")
+    expected = (
+        r"another model \(2 differences\): missing final_norm.scale \(nearest: "
+        r"final_norm.weight\); unknown final_norm.weight \(nearest: final_norm.scale\); use"
+    )
+    with pytest.raises(UserError, match=expected):
+        CheckpointReader(saved).check(shapes)
+
+
+def test_families_that_were_never_there_are_another_model(saved: Path) -> None:
+    expected = r"another model \(2 differences\): missing .*experts.gamma.* \(nearest: .*beta"
+    with pytest.raises(UserError, match=expected):
+        load_weights(saved, model(families=("beta", "gamma")))
+
+
 def test_another_format_is_refused(saved: Path) -> None:
     path = saved / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))

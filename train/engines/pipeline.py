@@ -89,6 +89,26 @@ def _seen_before(work: StepWork) -> StepWork:
     return later
 
 
+class _AlternatingStage(PipelineStage):
+    """A stage of 1F1B, where micro-batches that are never here together share a buffer.
+
+    PyTorch keeps one for each of a step's micro-batches, both ways, from step to step.
+    """
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        # The next one comes in after the backward pass of the oldest.
+        together = min(num_microbatches, self.num_stages - self.stage_index)
+        super()._setup_forward_recv_info(together, has_backward)
+        for number in range(together, num_microbatches):
+            self.args_recv_info[number] = self.args_recv_info[number % together]
+
+    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
+        super()._setup_backward_recv_info(1)
+        self.chunks = num_microbatches
+        for number in range(1, num_microbatches):
+            self.grad_recv_info[number] = self.grad_recv_info[0]
+
+
 class Pipeline:
     """The pieces of a pipeline that are on this process, and its neighbours."""
 
@@ -144,8 +164,9 @@ class Pipeline:
         """PyTorch's schedule of so many micro-batches."""
         # Shapes are told, so that no pass is run to find them.
         like = torch.empty(self.shape, device="meta", requires_grad=True)
+        alternate = self.layout.virtual == 1 and count >= self.layout.pipeline
         stages = [
-            PipelineStage(
+            (_AlternatingStage if alternate else PipelineStage)(
                 piece, number, len(self.stages), self.processes.device,
                 input_args=(like,) if number else (), output_args=(like,), group=self.group,
             )
@@ -154,9 +175,7 @@ class Pipeline:
         settings: dict[str, Any] = {"loss_fn": self._loss, "scale_grads": False}
         if self.layout.virtual > 1:
             return ScheduleInterleaved1F1B(stages, count, **settings)  # type: ignore[arg-type]
-        if count < self.layout.pipeline:
-            return ScheduleGPipe(stages[0], count, **settings)
-        return Schedule1F1B(stages[0], count, **settings)
+        return (Schedule1F1B if alternate else ScheduleGPipe)(stages[0], count, **settings)
 
     def _loss(self, hidden_BTD: Tensor, index: Tensor) -> Tensor:
         assert self._work is not None

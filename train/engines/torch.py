@@ -136,11 +136,14 @@ class TorchEngine:
         forget_unmoved(self.decoder, moves)
         groups: dict[tuple[str | None, int], tuple[dist.ProcessGroup, list[Tensor]]] = {}
         for name, parameter in self.decoder.named_parameters():
-            group = self.sum_groups[name].group
-            if group is None or not moves(name):
+            if self.processes.world == 1 or not moves(name):
                 continue
+            # Where no token came: another process may hold the rest of it, which moves.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            group = self.sum_groups[name].group
+            if group is None:
+                continue
             key = parameter_family(name), id(group)
             groups.setdefault(key, (group, []))[1].append(local(parameter.grad))
         for group, gradients in groups.values():

@@ -36,6 +36,8 @@ def open_deepspeed(processes: Processes) -> None:
     if on_cpu:
         # Collectives through shared memory, which would be compiled at the first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed asks for it; a process that no launcher started has none.
+    os.environ.setdefault("LOCAL_RANK", str(processes.device.index or 0))
     if not dist.is_initialized():
         # ZeRO asks for process groups even where a process is alone.
         alone = dist.HashStore()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 Read next: `engine.py`.
 """
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from typing import Literal
@@ -79,6 +80,8 @@ def check_run(config: RunConfig, layout: Layout) -> None:
         UserError: it cannot; names the way out.
     """
     engine = config.engine
+    if engine.optimizer == "zero":
+        check_zero()
     if config.optim.name != "adamw":
         raise UserError(
             f"optim.name={config.optim.name} cannot run with engine=megatron, whose optimisers cut "
@@ -114,3 +117,14 @@ def check_run(config: RunConfig, layout: Layout) -> None:
             f"engine.layout.pipeline={layout.pipeline}, and a process has {count}: choose "
             "data.slots_per_step or engine.micro_slots so that they are a multiple"
         )
+
+
+def check_zero() -> None:
+    """Raises UserError where DeepSpeed is not installed."""
+    try:
+        importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            "engine.optimizer=zero needs DeepSpeed, which is not installed: pip install "
+            "'xylem[deepspeed]', or set engine.optimizer=distributed"
+        ) from None

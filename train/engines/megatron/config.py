@@ -1,4 +1,4 @@
-"""What can be set about `engine=megatron` beyond what every engine has, and whether it is installed.
+"""What can be set about `engine=megatron` beyond every engine's settings; whether it is installed.
 
 Read next: `checks.py`, what it refuses; `model.py`, which builds the decoder with it.
 """

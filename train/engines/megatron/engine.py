@@ -28,6 +28,7 @@ from ...errors import UserError
 from ...micro_batches import StepWork
 from ...optimizer import learning_rate_factor
 from ...pieces import OPTIMIZER, WEIGHTS, Piece, Reader, elements
+from ..deepspeed.library import open_deepspeed
 from ..engine import Moves, StepResult
 from ..placement import even_stages
 from ..processes import Processes
@@ -75,8 +76,8 @@ class MegatronEngine:
         engine, layout, model = config.engine, self.layout, config.model
         self.check(config, families)
         check_run(config, layout)
-        self._open_groups(config)
         with quiet():
+            self._open_groups(config)
             from .model import build_chunks, layer_spec
             from .weights import fill, held_parameters, initial_values
 
@@ -109,6 +110,7 @@ class MegatronEngine:
         self.together = engine.megatron.overlap_param_gather or layout.expert > 1
         with quiet():
             if engine.optimizer == "zero":
+                open_deepspeed(self.processes)
                 from .zero import ZeroUpdates
 
                 self.updates = ZeroUpdates(chunks, self.held, config.optim)
@@ -220,7 +222,7 @@ class MegatronEngine:
         from .schedule import run_schedule
 
         def loss(hidden_BTD: Tensor, head_VD: Tensor, index: int) -> Tensor:
-            return work.loss(hidden_BTD, head_VD, index, self.sharing) * self.updates.scale
+            return work.loss(hidden_BTD, head_VD, index, self.sharing)
 
         def rows(index: int) -> "Rows":
             micro = work.micro(index)

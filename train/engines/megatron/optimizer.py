@@ -50,8 +50,6 @@ class Updates(Protocol):
 
     chunks: list[nn.Module]
     """The model as the schedule runs it."""
-    scale: float
-    """What losses are multiplied with, against an average that cannot be turned off."""
 
     def begin(self) -> None:
         """Forgets gradients, before a step."""
@@ -79,8 +77,6 @@ def owner(name: str) -> str:
 
 class DistributedUpdates:
     """Megatron's data parallel wrapper and its distributed optimiser."""
-
-    scale = 1.0
 
     def __init__(
         self, chunks: Sequence[FamilyGPT], held: Sequence[Held], optim: OptimConfig,

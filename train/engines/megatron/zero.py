@@ -57,8 +57,6 @@ class Mpu:
 class ZeroUpdates:
     """ZeRO's optimiser over the chunks of one process."""
 
-    scale = 1.0
-
     def __init__(
         self, chunks: Sequence[FamilyGPT], held: Sequence[Held], optim: OptimConfig
     ) -> None:
