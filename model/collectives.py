@@ -64,6 +64,19 @@ class _ScatterSum(torch.autograd.Function):
         return gather_dim(gradients[0], ctx.dim, ctx.group), None, None
 
 
+# The compiler takes what stands between them, so that all processes call them in the same order.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _gathered(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    whole: Tensor = _Gather.apply(x, dim, group)  # type: ignore[no-untyped-call]
+    return whole
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _summed(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    mine: Tensor = _ScatterSum.apply(x, dim, group)  # type: ignore[no-untyped-call]
+    return mine
+
+
 class _Attach(torch.autograd.Function):
     """x as it is; a loss is differentiated when x is."""
 
@@ -109,24 +122,18 @@ class Sharing:
 
     def enter(self, x_BTD: Tensor) -> Tensor:
         """Before products that are shared: all positions of this process's sequences."""
-        if self.groups.tensor is None:
-            return x_BTD
-        gathered: Tensor = _Gather.apply(x_BTD, 1, self.groups.tensor)  # type: ignore[no-untyped-call]
-        return gathered
+        group = self.groups.tensor
+        return x_BTD if group is None else _gathered(x_BTD, 1, group)
 
     def leave(self, y_BTD: Tensor) -> Tensor:
         """After them: the sum of the partial products, at this process's positions."""
-        if self.groups.tensor is None:
-            return y_BTD
-        summed: Tensor = _ScatterSum.apply(y_BTD, 1, self.groups.tensor)  # type: ignore[no-untyped-call]
-        return summed
+        group = self.groups.tensor
+        return y_BTD if group is None else _summed(y_BTD, 1, group)
 
     def over_context(self, x_BT: Tensor) -> Tensor:
         """All positions in the context's order (`positions`), from each process's own; dim 1."""
-        if self.groups.context is None:
-            return x_BT
-        gathered: Tensor = _Gather.apply(x_BT, 1, self.groups.context)  # type: ignore[no-untyped-call]
-        return gathered
+        group = self.groups.context
+        return x_BT if group is None else _gathered(x_BT, 1, group)
 
     def in_order(self, x_BT: Tensor) -> Tensor:
         """All positions of the sequences in order, from this process's stretch of its own; dim 1.

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..data.shards import sync_folder
 from .checkpoint import CheckpointReader
@@ -121,7 +123,7 @@ def to_dcp(reader: CheckpointReader, target: Path) -> None:
             held[prefix + name] = tensor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that one process writes it alone
-        dcp.save(held, checkpoint_id=target, no_dist=True)
+        save(held, checkpoint_id=target, no_dist=True)
 
 
 def from_dcp(source: Path) -> tuple[list[Piece], str]:
@@ -130,7 +132,7 @@ def from_dcp(source: Path) -> tuple[list[Piece], str]:
     Raises:
         UserError: it holds something else.
     """
-    listed = dcp.FileSystemReader(source).read_metadata().state_dict_metadata
+    listed = FileSystemReader(source).read_metadata().state_dict_metadata
     held: dict[str, Tensor | str] = {}
     for key, told in listed.items():
         known = key == STATE or key.startswith(tuple(PREFIXES))
@@ -147,7 +149,7 @@ def from_dcp(source: Path) -> tuple[list[Piece], str]:
         raise UserError(f"{source} has no {STATE}: it was not written by --to=dcp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that one process reads it alone
-        dcp.load(held, checkpoint_id=source, no_dist=True)
+        load(held, checkpoint_id=source, no_dist=True)
     pieces = []
     for key, value in held.items():
         if isinstance(value, Tensor):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..model.accounting import activation_bytes
 from ..model.layout import Layout
-from .layout_parts import Holdings, Inventory, RankClass, Work, gradient_sums, holders
+from .layout_parts import Holdings, Inventory, RankClass, Work, apart, gradient_sums, holders
 
 BUCKET = 1 << 24
 """Elements that the engine adds up at once over processes."""
@@ -88,10 +88,14 @@ def rank_memory(
     micro_batches = work.micro_batches(layout)
     # FSDP2 adds up gradients of micro-batches before the last whole, as wide as it computes.
     waiting = work.value_bytes * whole if sharded and micro_batches > 1 else 0
+    shards = int(np.ceil(held.elements / apart(layout, held, hosted_by)).sum())
+    weights, gradients, moved = (
+        shards if work.zero >= stage else mine + others for stage in (3, 2, 1)
+    )
     return RankMemory(
-        parameters=4 * (mine + others),
-        gradients=4 * (mine + others) + waiting,
-        optimiser=int(4 * work.states * (mine + others)),
+        parameters=4 * weights,
+        gradients=4 * gradients + waiting,
+        optimiser=int(4 * work.states * moved),
         copies=_copies(work, ranks, held, sharded),
         activations=activation_bytes(
             work.model,

@@ -39,6 +39,9 @@ class Work:
     """Every n-th layer is computed again in the backward pass; 0 none."""
     shard: str = "none"
     """`full` shards the trunk over the processes that read different tokens."""
+    zero: int = 0
+    """What ZeRO or a distributed optimiser cuts over the holders of each piece: 1 the optimiser's
+    state, 2 also gradients, 3 also weights; 0 nothing."""
     states: float = 2.0
     """Values that the optimiser keeps for each parameter: 2 for AdamW."""
     device: str = "gpu"
@@ -225,9 +228,14 @@ def holders(layout: Layout, held: Holdings, hosted_by: NDArray[np.int64]) -> NDA
     Args:
         hosted_by: how many data indices host each family.
     """
+    return apart(layout, held, hosted_by) * np.where(held.cut, 1, layout.tensor)
+
+
+def apart(layout: Layout, held: Holdings, hosted_by: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of them read different tokens."""
     data = np.where(held.by_family, hosted_by[held.family], layout.readers)
     data = np.where(held.shared_out, data // layout.expert, data)
-    return data * layout.context * np.where(held.cut, 1, layout.tensor)
+    return data * layout.context
 
 
 def gradient_sums(

@@ -150,9 +150,18 @@ def planned_work(config: RunConfig, manifest: Manifest) -> Work:
         sequence_length=config.data.sequence_length, slot_sequences=config.data.slot_sequences,
         slots=config.data.slots_per_step, micro_slots=config.engine.micro_slots,
         precision=resolve_precision(auto, device), recompute=config.engine.recompute,
-        shard=config.engine.shard, states=2.0 if config.optim.name == "adamw" else 1.5,
+        shard=config.engine.shard, zero=zero_stage(config),
+        states=2.0 if config.optim.name == "adamw" else 1.5,
         device="gpu" if of_gpu else "cpu",
     )  # fmt: skip
+
+
+def zero_stage(config: RunConfig) -> int:
+    """What the engine's optimiser cuts over processes."""
+    engine = config.engine
+    if engine.name == "deepspeed":
+        return engine.zero.stage
+    return 1 if engine.name == "megatron" else 0
 
 
 def hosting_of(order: Order, manifest: Manifest, steps: int) -> Hosting:
@@ -256,6 +265,11 @@ def print_plan(plan: Plan, config: RunConfig, console: Console) -> None:
     )
     console.print(run)
     print_layout(plan.layout, config.cluster.hardware, console)
+    if config.engine.name != "torch":
+        console.print(
+            f"note: bytes and time are those of engine=torch; engine={config.engine.name} sends "
+            "otherwise, and its buffers are not counted"
+        )
 
     mixture = Table(title="languages over the run", title_justify="left")
     for name in ("language", "family"):

@@ -19,9 +19,7 @@ from ..model.divergence import routing_divergence
 from ..model.routers import FamilyRouter, TokenRouter
 from .assembly import Trainer
 from .console import say
-from .engines.engine import Engine
 from .engines.processes import Processes
-from .errors import UserError
 from .metrics import MetricsLog
 from .parallel_sentences import ParallelSentences, open_sentences
 
@@ -295,7 +293,6 @@ class RoutingTelemetry:
         self.table_from = trainer.step
         self.sentences: ParallelSentences | None = None
         if config.parallel_sentences and self.since_row.layers:
-            check_whole(trainer.engine)
             self.sentences = open_sentences(trainer)
         elif config.parallel_sentences and engine.leader:
             say(
@@ -335,22 +332,6 @@ class RoutingTelemetry:
             )
         if log:
             log.write("routing", trainer.step, row)
-
-
-def check_whole(engine: Engine) -> None:
-    """Whether each process can run sentences of any language alone.
-
-    Raises:
-        UserError: it has a part of the model, or needs the others for each pass.
-    """
-    names = ("family", "tensor", "context", "pipeline", "expert")
-    cuts = [f"engine.layout.{n}={size}" for n in names if (size := getattr(engine.layout, n)) > 1]
-    if cuts or engine.together:
-        raise UserError(
-            "logging.parallel_sentences runs sentences of all languages through a whole model on "
-            f"each process, and {' and '.join(cuts) or 'sharded weights'} cut it: set it to null, "
-            "or share the run out by engine.layout.data alone"
-        )
 
 
 def _groups(router: TokenRouter) -> list[tuple[str, int]]:

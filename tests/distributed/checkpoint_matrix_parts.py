@@ -43,7 +43,6 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     ),
     "megatron tensor": (FAMILY_EXPERTS, "engine=megatron", "engine.layout.tensor=2"),
     "megatron pipeline": (FAMILY_EXPERTS, "engine=megatron", "engine.layout.pipeline=2"),
-    "megatron zero": (FAMILY_EXPERTS, "engine=megatron", "engine.optimizer=zero"),
     "data of token experts": (TOKEN_EXPERTS,),
     "tensor of token experts": (TOKEN_EXPERTS, "engine.layout.tensor=2"),
     "expert": (TOKEN_EXPERTS, "engine.layout.expert=2"),
@@ -71,6 +70,11 @@ def step_folder(root: Path, run: str, step: int = SAVED) -> Path:
 
 def open_run(settings: list[str], processes: Processes) -> Trainer:
     config = compose_config(settings)
+    if config.engine.name == "megatron":
+        from megatron.core import parallel_state
+
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
     choice.Processes = lambda _: processes  # type: ignore[assignment,misc]
     return start(config, choice.open_engine(config))
 
@@ -100,7 +104,7 @@ def differences(trainer: Trainer, folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     root, settings = Path(sys.argv[1]), sys.argv[2:]
-    faulthandler.dump_traceback_later(200, exit=True)
+    faulthandler.dump_traceback_later(380, exit=True)
     names = [name for name in LAYOUTS if not missing(name)]
     if any("engine=megatron" in LAYOUTS[name] for name in names):
         from ..megatron_on_cpu import install

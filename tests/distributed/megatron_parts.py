@@ -356,9 +356,10 @@ def main() -> None:
         kind, without = pairs.pop("kind", "course"), pairs.pop("without", "")
         tied, steps = pairs.pop("tied", "true") == "true", int(pairs.pop("steps", STEPS))
         layout = Layout(**{key: int(pairs.pop(key)) for key in LAYOUT if key in pairs})
-        settings = {key: setting(value) for key, value in pairs.items()}
         config, halfway = cases.model(tied), plain[True, STEPS // 2]
-        with FIXES[without]() if without else nullcontext():
+        together = mock.patch.object(cases, "TOGETHER", int(pairs.pop("together", 2)))
+        settings = {key: setting(value) for key, value in pairs.items()}
+        with together, FIXES[without]() if without else nullcontext():
             match kind:
                 case "course":
                     results[name] = course(config, layout, plain[tied, steps], **settings)

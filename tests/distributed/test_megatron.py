@@ -27,6 +27,7 @@ ON_TWO = {
     "pipeline": "pipeline=2",
     "data": "steps=5",
     "context": "context=2,steps=5",
+    "uneven micro-batches": "pipeline=2,together=3,steps=5",
     "virtual": "pipeline=2,virtual=2,steps=5",
     "untied": "tensor=2,tied=false,steps=5",
     "recompute": "tensor=2,recompute=1,steps=5",
@@ -117,7 +118,8 @@ def check_parity(results: Results, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "tensor", "pipeline", "data", "context", "virtual", "untied", "recompute", "overlap",
+    "tensor", "pipeline", "data", "context", "virtual", "uneven micro-batches", "untied",
+    "recompute", "overlap",
     "experts of Megatron, all-to-all", "experts of Megatron, all-gather",
     "zero", "zero tensor", "zero pipeline", "zero context",
 ])  # fmt: skip

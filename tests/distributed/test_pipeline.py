@@ -4,17 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from xylem.model.layout import Layout
 from xylem.train.compose import compose_config
-from xylem.train.engines.engine import Engine
 from xylem.train.engines.pipeline import check_pipeline
 from xylem.train.errors import UserError
-from xylem.train.routing_telemetry import check_whole
 
 from ..conftest import environment
 
@@ -70,26 +66,6 @@ def test_all_processes_split_the_layers_as_the_leader_measured(told: list[dict[s
     stages = told[0]["stages"]
     assert stages == told[1]["stages"] and len(stages) == 2
     assert [number for stage in stages for number in stage] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("layout", "together", "cut"),
-    [
-        (Layout(pipeline=2), False, "engine.layout.pipeline=2"),
-        (Layout(family=2, tensor=4), False, "engine.layout.family=2 and engine.layout.tensor=4"),
-        (Layout(data=2), True, "sharded weights"),
-    ],
-)
-def test_parallel_sentences_want_whole_models(layout: Layout, together: bool, cut: str) -> None:
-    engine = cast(Engine, SimpleNamespace(layout=layout, together=together))
-    with pytest.raises(UserError) as refused:
-        check_whole(engine)
-    assert str(refused.value) == (
-        "logging.parallel_sentences runs sentences of all languages through a whole model on each "
-        f"process, and {cut} cut it: set it to null, or share the run out by engine.layout.data "
-        "alone"
-    )
-    check_whole(cast(Engine, SimpleNamespace(layout=Layout(data=8), together=False)))
 
 
 def test_an_interleaved_pipeline_wants_rounds_of_micro_batches() -> None:

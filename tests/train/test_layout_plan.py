@@ -157,6 +157,19 @@ def test_sharding_divides_the_trunks_states_and_leaves_the_experts() -> None:
     assert cut.optimiser == 2 * cut.parameters
 
 
+def test_zero_cuts_states_then_gradients_then_weights_over_the_holders() -> None:
+    layout, h100 = Layout(data=4), hardware_named("h100")
+    plans = []
+    for zero in range(4):
+        asked = work(zero=zero)
+        plans.append(plan_layout(asked, layout, everywhere(asked), h100, node=8).fullest.memory)
+    whole = plans[0].parameters
+    for zero, memory in enumerate(plans):
+        cut = [memory.optimiser / 2, memory.gradients, memory.parameters]
+        for stage, size in enumerate(cut, start=1):
+            assert size == pytest.approx(whole / 4 if zero >= stage else whole, rel=0.02)
+
+
 def test_ranks_are_told_as_runs() -> None:
     assert numbers([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert numbers(range(0, 40, 2)).endswith("… (20 in all)")

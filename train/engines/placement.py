@@ -91,9 +91,19 @@ class Placement:
 
     def pipeline_group(self, processes: Processes) -> dist.ProcessGroup:
         """The stages that this process's micro-batches go through."""
-        mesh = self._mesh(processes)
-        assert mesh is not None
-        return mesh.get_group("pipeline")
+        layout = self.layout
+        return self._group_of(
+            processes,
+            [
+                [
+                    layout.rank(data=d, tensor=t, context=c, pipeline=p)
+                    for p in range(layout.pipeline)
+                ]
+                for d in range(layout.readers)
+                for c in range(layout.context)
+                for t in range(layout.tensor)
+            ],
+        )
 
     def shard_mesh(self, processes: Processes) -> DeviceMesh:
         """The processes that the trunk is sharded over: those that read different tokens."""
@@ -180,9 +190,7 @@ class Placement:
             layout = self.layout
             sizes = (layout.pipeline, layout.readers, layout.context, layout.tensor)
             names = ("pipeline", "data", "context", "tensor")
-            self._made_mesh = init_device_mesh(
-                processes.device.type, sizes, mesh_dim_names=names
-            )
+            self._made_mesh = init_device_mesh(processes.device.type, sizes, mesh_dim_names=names)
         return self._made_mesh
 
     def _group_of(self, processes: Processes, all_ranks: list[list[int]]) -> dist.ProcessGroup:

@@ -4,6 +4,7 @@ Shapes: T positions, B sequences, H query and G key heads, K head size; local on
 process. Read next: `model.py`, which builds layers with them.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,20 @@ class _GatherKeys(torch.autograd.Function):
         return scatter_sum_dim(gradients[0], 0, ctx.group), None
 
 
+class Prepared:
+    """What attention needs of a batch's documents, made once for all layers."""
+
+    def __init__(self) -> None:
+        self._starts_BT: Tensor | None = None
+        self._made: Any = None
+
+    def of(self, starts_BT: Tensor, make: Callable[[Tensor], Any]) -> Any:
+        """What `make` makes of a batch's starts, or has just made."""
+        if self._starts_BT is not starts_BT:
+            self._starts_BT, self._made = starts_BT, make(starts_BT)
+        return self._made
+
+
 class DocumentAttention(nn.Module):
     """Megatron's core attention, within documents, with sequences shared by context.
 
@@ -50,14 +65,15 @@ class DocumentAttention(nn.Module):
     begins. Each context rank asks with its own positions and sees everybody's keys.
     """
 
-    def __init__(self, config: TransformerConfig, *, backend: str, **others: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, *, backend: str, prepared: Prepared, **others: Any
+    ) -> None:
         super().__init__()
         groups = others["pg_collection"]
         self.group, self.context = groups.cp, groups.cp.size()
         self.heads = config.num_attention_heads // groups.tp.size()
         self.kv_heads = config.num_query_groups // groups.tp.size()
-        self.backend = backend
-        self._prepared: tuple[Tensor, Any] | None = None
+        self.backend, self.prepared = backend, prepared
 
     def forward(
         self, q_TBHK: Tensor, k_TBGK: Tensor, v_TBGK: Tensor, starts_BT: Tensor, **_: Any
@@ -72,24 +88,24 @@ class DocumentAttention(nn.Module):
             self.backend, device=q_TBHK.device, dtype=q_TBHK.dtype,
             heads=self.heads, kv_heads=self.kv_heads, head_dim=K,
         ).backend  # fmt: skip
-        if self._prepared is None or self._prepared[0] is not starts_BT:
-            self._prepared = starts_BT, backend.prepare(starts_BT)
+        prepared = self.prepared.of(starts_BT, backend.prepare)
         q, k, v = (x.transpose(0, 1).contiguous() for x in (q_TBHK, k_TBGK, v_TBGK))
-        y_BTHK = backend.attend(q, k, v, self._prepared[1])
+        y_BTHK = backend.attend(q, k, v, prepared)
         return y_BTHK.transpose(0, 1).reshape(T, B, H * K)
 
     def _over_context(
         self, q_TBHK: Tensor, k_TBGK: Tensor, v_TBGK: Tensor, starts_BT: Tensor
     ) -> Tensor:
-        of, mine = self.context, self.group.rank()
-        whole, device = starts_BT.shape[1], starts_BT.device
-        places = [context_positions(whole, index, of, device) for index in range(of)]
-        keys_at = torch.cat(places)
         k, v = (_GatherKeys.apply(x, self.group) for x in (k_TBGK, v_TBGK))  # type: ignore[no-untyped-call]
-        asks_at = places[mine]
-        seen = keys_at >= starts_BT[:, asks_at, None]
-        seen &= keys_at <= asks_at[:, None]
         return F.scaled_dot_product_attention(
             q_TBHK.permute(1, 2, 0, 3), k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3),
-            attn_mask=seen[:, None], enable_gqa=True,
+            attn_mask=self.prepared.of(starts_BT, self._seen_B1TT), enable_gqa=True,
         )  # fmt: skip
+
+    def _seen_B1TT(self, starts_BT: Tensor) -> Tensor:
+        """Which of all keys, in the order in which they are gathered, each query here sees."""
+        of, whole, device = self.context, starts_BT.shape[1], starts_BT.device
+        places = [context_positions(whole, index, of, device) for index in range(of)]
+        keys_at, asks_at = torch.cat(places), places[self.group.rank()]
+        seen_BTT = keys_at >= starts_BT[:, asks_at, None]
+        return (seen_BTT & (keys_at <= asks_at[:, None]))[:, None]

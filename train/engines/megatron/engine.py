@@ -78,6 +78,7 @@ class MegatronEngine:
         check_run(config, layout)
         with quiet():
             self._open_groups(config)
+            from .attention import Prepared
             from .model import build_chunks, layer_spec
             from .weights import fill, held_parameters, initial_values
 
@@ -88,9 +89,12 @@ class MegatronEngine:
         if engine.megatron.tp_comm_overlap:
             self._open_overlap(config)
         with quiet():
+            prepared = Prepared()
             specs = [
-                layer_spec(self.feed_forward(config, plan, families), engine.megatron,
-                           model.attention)
+                layer_spec(
+                    self.feed_forward(config, plan, families), engine.megatron, model.attention,
+                    prepared,
+                )
                 for plan in model.layers
             ]  # fmt: skip
             core = self.core_config(config, families, stages)

@@ -38,7 +38,7 @@ from ....model.config import LayerPlan, ModelConfig
 from ....model.documents import document_starts
 from ....model.layout import Layout
 from ....model.swiglu import swiglu
-from .attention import DocumentAttention, Norm
+from .attention import DocumentAttention, Norm, Prepared
 from .config import MegatronConfig
 
 
@@ -228,10 +228,17 @@ def family_feed_forward(
     return ModuleSpec(module=FamilyFeedForward, params=named)
 
 
-def layer_spec(feed_forward: ModuleSpec, settings: MegatronConfig, backend: str) -> ModuleSpec:
-    """One layer: attention and a feed-forward of its own."""
+def layer_spec(
+    feed_forward: ModuleSpec, settings: MegatronConfig, backend: str, prepared: Prepared
+) -> ModuleSpec:
+    """One layer: attention and a feed-forward of its own.
+
+    Args:
+        prepared: what all layers share of a batch's documents.
+    """
     column, row = attention_linears(settings)
-    attends = ModuleSpec(module=DocumentAttention, params={"backend": backend})
+    shared = {"backend": backend, "prepared": prepared}
+    attends = ModuleSpec(module=DocumentAttention, params=shared)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
