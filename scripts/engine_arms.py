@@ -259,11 +259,11 @@ def told_by_deepspeed(block: FeedForward, index: int, processes: int) -> None:
     gate = layer.gate
     gate.wg.weight.requires_grad_(False)
 
-    def choose(x_ND: Tensor, *_: Any) -> Any:
+    def choose(x_ND: Tensor, used: Any = None, sparse: bool = False, tutel: bool = False) -> Any:
         logits_NE = 1e4 * nn.functional.one_hot(told["N"], len(FAMILIES)).float()
         return top1gating(
             logits_NE, gate.capacity_factor, gate.min_capacity, None, None, False, False,
-            gate.ep_group,
+            gate.ep_group, sparse, tutel,
         )  # fmt: skip
 
     def products(x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, FeedForwardExtras]:
@@ -349,14 +349,41 @@ def build_arm(name: str, size: Size, mixture: str, processes: Processes) -> Arm:
     return Arm(engine, steps)
 
 
-def megatron_engine(config: RunConfig, layout: Layout) -> Any:
-    """Megatron-core's expert layer; on the CPU it needs the tests' stand-ins for CUDA's calls."""
+def megatron_engine(config: RunConfig, layout: Layout, *, told: bool = True) -> Any:
+    """Megatron-core's layers; on the CPU they need the tests' stand-ins for CUDA's calls.
+
+    Args:
+        told: with Megatron's expert layer, told the family; else `engine=megatron`.
+    """
     if not torch.cuda.is_available():
         import importlib
 
         importlib.import_module("tests.megatron_on_cpu").install()
+    from megatron.core import parallel_state
+
+    from ..train.engines.megatron.engine import MegatronEngine
     from .megatron_moe_arm import MegatronMoeArm
 
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
     with mock.patch.object(dist, "init_process_group"):  # it is there already
         processes = Processes(config.engine)
-    return MegatronMoeArm(processes, layout)
+    return (MegatronMoeArm if told else MegatronEngine)(processes, layout)
+
+
+def build_trunk_arm(name: str, size: Size, processes: Processes, *, shard: str = "none") -> Arm:
+    """An engine by its name on the trunk alone, processes reading different slots."""
+    layout = Layout(data=processes.world)
+    config = run_config(size, layout, name=name, shard=shard)
+    config = replace(config, model=model_config(size, experts=False))
+    if name == "megatron":
+        engine: Any = megatron_engine(config, layout, told=False)
+    elif name == "deepspeed":
+        from ..train.engines.deepspeed.engine import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(processes, layout)
+    else:
+        engine = TorchEngine(processes, layout)
+    engine.build(config, FAMILIES, [frozenset(FAMILIES)] * processes.world)
+    engine.load(InMemory(size, experts=False), optimizer=False)
+    return Arm(engine, global_batches(size, "uniform"))

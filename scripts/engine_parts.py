@@ -32,7 +32,6 @@ from ..train.checkpoint_files import RunState
 from ..train.checkpoint_writer import CheckpointWriter
 from ..train.collective_bytes import count_collectives
 from ..train.engines.processes import Processes
-from ..train.engines.torch import TorchEngine
 from .engine_arms import (
     FAMILIES,
     FULL,
@@ -40,10 +39,10 @@ from .engine_arms import (
     OPTIMIZER,
     QUICK,
     Arm,
-    InMemory,
     Size,
     build_arm,
     global_batches,
+    build_trunk_arm,
     model_config,
     run_config,
 )
@@ -54,19 +53,32 @@ AGREE = 2e-5
 """Largest difference, relative, of two arms' losses."""
 
 
-def alternate(arms: dict[str, Callable[[], float]], rounds: int) -> tuple[Any, Any]:
-    """Seconds and losses of every arm's steps, one after another; the first round is not timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    losses: dict[str, list[float]] = {name: [] for name in arms}
+Measured = dict[str, list[float]]
+"""Of every arm, a value a step."""
+
+
+def alternate(
+    arms: dict[str, Callable[[], float]], rounds: int
+) -> tuple[Measured, Measured, Measured]:
+    """Steps of every arm, one after another; the first round is not timed.
+
+    Returns:
+        Seconds; seconds of CPU of all processes, which a busy machine disturbs less; losses.
+    """
+    seconds, work, losses = ({name: list[float]() for name in arms} for _ in range(3))
     for number in range(rounds + 1):
         for name, step in arms.items():
             dist.barrier()
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             losses[name].append(step())
+            used = torch.tensor(time.process_time() - worked, dtype=torch.float64)
             dist.barrier()
+            taken = time.perf_counter() - started
+            dist.all_reduce(used)
             if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds, losses
+                seconds[name].append(taken)
+                work[name].append(float(used))
+    return seconds, work, losses
 
 
 def check_losses(losses: dict[str, list[float]]) -> None:
@@ -95,7 +107,8 @@ def experts(size: Size, processes: Processes) -> dict[str, Any]:
                 found["not_measured"][name] = f"{type(error).__name__}: {error}"
                 traceback.print_exc()
         sent: dict[str, dict[str, int]] = {}
-        seconds, losses = alternate({n: arm.step for n, arm in arms.items()}, size.rounds)
+        steps = {name: arm.step for name, arm in arms.items()}
+        seconds, work, losses = alternate(steps, size.rounds)
         check_losses(losses)
         for name, arm in arms.items():
             with count_collectives() as counted:
@@ -109,7 +122,7 @@ def experts(size: Size, processes: Processes) -> dict[str, Any]:
         every: list[Any] = [None] * processes.world
         dist.all_gather_object(every, mine)
         found[mixture] = {
-            "seconds": seconds, "losses": {n: each[-1] for n, each in losses.items()},
+            "seconds": seconds, "work": work, "losses": {n: each[-1] for n, each in losses.items()},
             "processes": every,
         }  # fmt: skip
     return found
@@ -130,9 +143,12 @@ class Plain:
             self.model = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         decays = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim < 2]
+        groups: list[dict[str, Any]] = [
+            {"params": decays},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decays}, {"params": others, "weight_decay": 0.0}],
-            lr=OPTIMIZER.learning_rate, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
+            groups, lr=OPTIMIZER.learning_rate, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
             eps=OPTIMIZER.eps, weight_decay=OPTIMIZER.weight_decay, fused=True,
         )  # fmt: skip
 
@@ -164,27 +180,28 @@ class _WithLoss(nn.Module):
         return loss
 
 
-def ours(size: Size, processes: Processes, shard: str, layout: Layout) -> Arm:
-    """Our engine on the trunk alone."""
-    config = run_config(size, layout, shard=shard)
-    config = replace(config, model=model_config(size, experts=False))
-    engine = TorchEngine(processes, layout)
-    engine.build(config, FAMILIES, [frozenset(FAMILIES)] * processes.world)
-    engine.load(InMemory(size, experts=False), optimizer=False)
-    return Arm(engine, global_batches(size, "uniform"))
-
-
 def overhead(size: Size, processes: Processes) -> dict[str, Any]:
-    """Our engine beside DDP and FSDP2, on a model without experts."""
-    layout, found = Layout(data=processes.world), {}
-    for name, shard in (("ddp", "none"), ("fsdp2", "full")):
-        arms = {
-            "ours": ours(size, processes, shard, layout).step,
-            name: Plain(size, processes, sharded=shard == "full").step,
-        }
-        seconds, losses = alternate(arms, 3 * size.rounds)
+    """The engines beside DDP, and sharded beside FSDP2, on a model without experts."""
+    found: dict[str, Any] = {"not_measured": {}}
+    for peer, shard, engines in (
+        ("ddp", "none", ("torch", "deepspeed", "megatron")),
+        ("fsdp2", "full", ("torch",)),
+    ):
+        steps = {peer: Plain(size, processes, sharded=shard == "full").step}
+        steps[peer]()
+        for name in engines:
+            try:
+                arm = build_trunk_arm(name, size, processes, shard=shard)
+                arm.step()
+                steps[name] = arm.step
+            except Exception as error:
+                if name == "torch":
+                    raise
+                found["not_measured"][f"engine={name}"] = f"{type(error).__name__}: {error}"
+                traceback.print_exc()
+        seconds, work, losses = alternate(steps, 2 * size.rounds)
         check_losses(losses)
-        found[name] = seconds
+        found[peer] = {"seconds": seconds, "work": work}
     return found
 
 
@@ -225,7 +242,7 @@ def checkpoint(size: Size, processes: Processes) -> dict[str, Any]:
 def scaling(size: Size, processes: Processes) -> dict[str, Any]:
     """Seconds of a step with as many slots a process as in every other case."""
     size = replace(size, slots=4 * processes.world)
-    arm = ours(size, processes, "none", Layout(data=processes.world))
+    arm = build_trunk_arm("torch", size, processes)
     arm.step()
     seconds = []
     for _ in range(3 * size.rounds):

@@ -250,7 +250,7 @@ def figure_gains(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("time of all-to-all / time of family parallelism")
     axes.legend(fontsize=7, frameon=False)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
@@ -268,7 +268,7 @@ def figure_hosting(mixture: Mixture, slots: int, pieces: int, path: Path) -> Non
         axes.set_ylabel("families")
     rows[-1].set_xlabel("piece of the line")
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
@@ -337,13 +337,13 @@ def main() -> None:
         others = pool.map(compared, [case for _, case in changes])
         rows = list(scales)
         print("## Scales\n\n" + scale_table(rows), flush=True)
+        if arguments.figures:
+            figure_gains(rows, arguments.figures / "scaling_gains.svg")
+            figure_hosting(mixture, sizes[0][1], 16, arguments.figures / "scaling_hosting.svg")
         changed = list(others)
         named = list(zip([name for name, _ in changes], changed, strict=True))
         hidden_rows = list(zip([rows[i] for i in middle], halves, strict=True))
     print("## Changes\n\n" + change_table(named, hidden_rows))
-    if arguments.figures:
-        figure_gains(rows, arguments.figures / "scaling_gains.svg")
-        figure_hosting(mixture, sizes[0][1], 16, arguments.figures / "scaling_hosting.svg")
     print(f"({time.perf_counter() - started:.0f} s)")
 
 

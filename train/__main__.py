@@ -350,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.debug:
             traceback.print_exc()
         print(f"xylem {arguments.verb}: {mistake}", file=sys.stderr)
-        sys.exit(EXIT_MISTAKE)
+        end(EXIT_MISTAKE)
     except Preempted as left:
         print(f"xylem {arguments.verb}: {left}", file=sys.stderr)
         sys.exit(left.exit_code)
@@ -362,7 +362,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         told = lost or f"{type(failure).__name__}: {failure}"
         print(f"xylem {arguments.verb}: {told}", file=sys.stderr)
-        sys.exit(EXIT_FAILURE)
+        end(EXIT_FAILURE)
+
+
+def end(code: int) -> None:
+    """Ends a process that failed; one of several at once, with nothing left to wait for.
+
+    The interpreter's own end takes process groups apart, which can wait for ever for the others.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from xylem.model.part import part_of
 from xylem.model.routers import FamilySegment
 from xylem.train.compose import compose_config
 from xylem.train.config import EngineConfig
-from xylem.train.engines.pipeline import Pipeline
+from xylem.train.engines.pipeline import Pipeline, _AlternatingStage
 from xylem.train.engines.processes import Processes
 from xylem.train.metrics import LanguageSums
 from xylem.train.micro_batches import StepWork
@@ -145,6 +145,21 @@ def buffers(pipeline: Pipeline) -> int | None:
     return len({id(i.buffer) for infos in every for i in infos if i.buffer is not None})
 
 
+def turns(micro_batches: int) -> list[list[int]]:
+    """The buffer, by number, that each stage of four receives each micro-batch's input into."""
+    like = torch.empty(1, 2, device="meta", requires_grad=True)
+    taken = []
+    for index in range(1, 4):
+        stage = _AlternatingStage(
+            torch.nn.Identity(), index, 4, torch.device("cpu"), input_args=like, output_args=like
+        )
+        stage._stage_meta = stage._user_meta
+        stage._setup_forward_recv_info(micro_batches, True)
+        buffers = [id(stage.args_recv_info[n][0].buffer) for n in range(micro_batches)]
+        taken.append([buffers.index(each) for each in buffers])
+    return taken
+
+
 @torch.no_grad()
 def scored(pipeline: Pipeline, whole: Decoder) -> float | None:
     """How far scores of other shapes than the micro-batch's are from the whole decoder's."""
@@ -167,7 +182,7 @@ if __name__ == "__main__":
     processes = Processes(EngineConfig(threads=1, timeout_minutes=1.0, precision="fp32"))
     untied = replace(MODEL, tied_embeddings=False)
     cut, four = ((0,), (1, 2, 3)), ((0,), (1,), (2,), (3,))
-    told = {
+    told: dict[str, Any] = {
         "1f1b": compared(processes, MODEL, cut, 5),
         "two": compared(processes, MODEL, cut, 2),
         "fewer": compared(processes, MODEL, cut, 1),
@@ -182,6 +197,7 @@ if __name__ == "__main__":
     )
     config = compose_config((*settings, "run.name=stages"))
     layout = Layout(pipeline=2).resolved(2)
+    told["turns"] = turns(5)
     told["stages"] = chosen_stages(config, FAMILIES, layout, processes)
     (folder / f"rank-{processes.rank}.json").write_text(json.dumps(told))
     processes.barrier()

@@ -60,6 +60,8 @@ def test_rows_of_any_shape_are_scored_on_the_last_stage(
 def test_micro_batches_of_1f1b_take_turns_in_a_buffer(told: list[dict[str, Any]]) -> None:
     # Of five micro-batches the first stage receives gradients alone, the last hidden states.
     assert [rank["1f1b"]["buffers"] for rank in told] == [1, 1]
+    # Stages 1 to 3 of four hold three, two and one at a time.
+    assert told[0]["turns"] == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]
 
 
 def test_all_processes_split_the_layers_as_the_leader_measured(told: list[dict[str, Any]]) -> None:
