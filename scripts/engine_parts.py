@@ -41,8 +41,8 @@ from .engine_arms import (
     Arm,
     Size,
     build_arm,
-    global_batches,
     build_trunk_arm,
+    global_batches,
     model_config,
     run_config,
 )

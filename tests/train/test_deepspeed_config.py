@@ -8,7 +8,8 @@ import pytest
 from xylem.model.layout import Layout
 from xylem.train.compose import compose_config
 from xylem.train.engines.deepspeed import library
-from xylem.train.engines.deepspeed.config import ZeroConfig, check_settings, deepspeed_config
+from xylem.train.engines.deepspeed.config import ZeroConfig
+from xylem.train.engines.deepspeed.settings import check_settings, deepspeed_config
 from xylem.train.errors import UserError
 
 SETTINGS = ("engine=deepspeed", "data.slots_per_step=16", "data.slot_sequences=3")

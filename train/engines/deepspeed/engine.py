@@ -32,8 +32,8 @@ from ..engine import Moves, StepResult
 from ..processes import Processes
 from ..torch import check_compiler, check_norm, compiled_in_training, dense_parts
 from .adamw import MOMENTS
-from .config import check_settings, deepspeed_config
 from .library import open_deepspeed
+from .settings import check_settings, deepspeed_config
 from .zero import Zero, expert_family
 
 
