@@ -150,7 +150,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_sin_2TK: Tensor, attend: Attend) -> Tensor:
         """Attends within documents; [B, T, D] to [B, T, D]."""
-        x_BTD = self.sharing.enter(x_BTD)
+        x_BTD = self.sharing.enter(x_BTD, rounded=True)
         B, T, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(B, T, self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v_BTGK = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)

@@ -120,10 +120,20 @@ class Sharing:
         assert here[1] - here[0] == rows, f"{rows} of {vocab_size} tokens on {index} of {of}"
         return here, vocab_size
 
-    def enter(self, x_BTD: Tensor) -> Tensor:
-        """Before products that are shared: all positions of this process's sequences."""
+    def enter(self, x_BTD: Tensor, *, rounded: bool = False) -> Tensor:
+        """Before products that are shared: all positions of this process's sequences.
+
+        Args:
+            rounded: whether nothing but products under autocast reads them, so that they may be
+                sent in its dtype.
+        """
         group = self.groups.tensor
-        return x_BTD if group is None else _gathered(x_BTD, 1, group)
+        if group is None:
+            return x_BTD
+        device = x_BTD.device.type
+        if rounded and torch.is_autocast_enabled(device) and x_BTD.dtype == torch.float32:
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
+        return _gathered(x_BTD, 1, group)
 
     def leave(self, y_BTD: Tensor) -> Tensor:
         """After them: the sum of the partial products, at this process's positions."""

@@ -112,7 +112,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, FeedForwardExtras]:
         """[B, T, D] to [B, T, D], and what the experts leave beside it."""
-        y_BTD, extras = self._products(self.sharing.enter(x_BTD), context)
+        # Token routers and gates read in float32.
+        rounded = self.gate is None and not isinstance(self.router, TokenRouter)
+        entered_BTD = self.sharing.enter(x_BTD, rounded=rounded)
+        y_BTD, extras = self._products(entered_BTD, context)
         return self.sharing.leave(y_BTD), extras
 
     def _products(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, FeedForwardExtras]:

@@ -146,17 +146,18 @@ def check_layout(
         ModelError: it cannot; names the rule and the nearest that can.
     """
     n = layout.tensor
+    widths = [w for layer in config.layers for w in (layer.trunk_width, layer.expert_width)]
     if config.kv_heads % n:
         raise ModelError(
             f"engine.layout.tensor={n} cannot cut model.kv_heads={config.kv_heads}: every process "
-            f"takes whole heads; take {_divisor(n, config.kv_heads)}"
+            f"takes whole heads; take {_divisor(n, config.kv_heads, *widths)}"
         )
     for number, layer in enumerate(config.layers):
         for name in ("trunk_width", "expert_width"):
             if getattr(layer, name) % n:
                 raise ModelError(
                     f"engine.layout.tensor={n} cannot cut {name}={getattr(layer, name)} of layer "
-                    f"{number}: it must be a multiple; take {_divisor(n, getattr(layer, name))}"
+                    f"{number}: it must be a multiple; take {_divisor(n, config.kv_heads, *widths)}"
                 )
     if n > config.vocab_size:
         raise ModelError(f"engine.layout.tensor={n} is more than model.vocab_size")
@@ -218,6 +219,6 @@ def check_layout(
         )
 
 
-def _divisor(wanted: int, size: int) -> int:
-    """The largest number up to `wanted` that divides a size."""
-    return max(n for n in range(1, wanted + 1) if size % n == 0)
+def _divisor(wanted: int, *sizes: int) -> int:
+    """The largest number up to `wanted` that divides all sizes."""
+    return max(n for n in range(1, wanted + 1) if not any(size % n for size in sizes))

@@ -43,6 +43,7 @@ FOURS: dict[str, tuple[str, ...]] = {
     "tensor2_pipeline2": ("engine.layout.tensor=2", "engine.layout.pipeline=2"),
     "context2_family2": ("engine.layout.context=2", "engine.layout.family=2"),
     "tensor2_shard": ("engine.layout.tensor=2", "engine.shard=full"),
+    "pipeline2_shard": ("engine.layout.pipeline=2", "engine.shard=full"),
 }
 """Layouts of four."""
 

@@ -114,7 +114,7 @@ UNEVEN = (LayerPlan(trunk_width=48, expert_width=16), LayerPlan(trunk_width=48, 
         (model(), Layout(data=1, tensor=3), 24, "engine.layout.tensor=3 cannot cut "
          "model.kv_heads=4: every process takes whole heads; take 2"),
         (model(layer_plan=UNEVEN), Layout(data=1, tensor=4), 32, "engine.layout.tensor=4 cannot "
-         "cut expert_width=6 of layer 1: it must be a multiple; take 3"),
+         "cut expert_width=6 of layer 1: it must be a multiple; take 2"),
         (model(vocab_size=3), Layout(data=1, tensor=4), 32, "engine.layout.tensor=4 is more than "
          "model.vocab_size"),
         (model(), Layout(data=1, tensor=2, context=2), 36, "engine.layout.tensor=2 and context=2 "

@@ -47,9 +47,15 @@ def shared_out(whole: Iterable[Piece], world: int) -> list[list[Piece]]:
 def writers(run: Path, world: int, minutes: float = 1.0, nonce: str = "") -> list[CheckpointWriter]:
     return [
         CheckpointWriter(
-            run, keep=2, keep_every=0, resumed_at=5, rank=rank, world=world,
-            timeout_minutes=minutes, nonce=nonce,
-        )  # fmt: skip
+            run,
+            keep=2,
+            keep_every=0,
+            resumed_at=5,
+            rank=rank,
+            world=world,
+            timeout_minutes=minutes,
+            nonce=nonce,
+        )
         for rank in range(world)
     ]
 

@@ -10,7 +10,7 @@ from math import prod
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -45,17 +45,15 @@ class Placement:
         families: Sequence[str],
         layout: Layout,
         hosted: Sequence[frozenset[str]],
-        stages: Sequence[Sequence[int]] | None = None,
+        stages: Sequence[Sequence[int]],
     ) -> None:
         """
         Args:
             layout: resolved.
             hosted: families of each data index.
-            stages: layer numbers of each piece of the pipeline; None cuts them evenly.
+            stages: layer numbers of each piece of the pipeline.
         """
         self.config, self.families, self.layout = config, tuple(families), layout
-        if stages is None:
-            stages = even_stages(len(config.layers), layout.pipeline * layout.virtual)
         self.stages = tuple(tuple(stage) for stage in stages)
         self.parts = [
             part_of(layout, layout.place(rank), stages=self.stages, hosted=hosted)
@@ -64,64 +62,27 @@ class Placement:
 
     def groups(self, processes: Processes) -> ParallelGroups:
         """The processes that this one shares its forward pass with."""
-        mesh = self._mesh(processes)
-        if mesh is None:
-            return ParallelGroups()
         layout = self.layout
-        expert = None
-        if layout.expert > 1:
-            expert = self._group_of(
-                processes,
-                [
-                    [
-                        layout.rank(data=d, tensor=t, context=c, pipeline=p)
-                        for d in range(first, first + layout.expert)
-                    ]
-                    for p in range(layout.pipeline)
-                    for first in range(0, layout.readers, layout.expert)
-                    for c in range(layout.context)
-                    for t in range(layout.tensor)
-                ],
-            )
         return ParallelGroups(
-            tensor=mesh.get_group("tensor") if layout.tensor > 1 else None,
-            context=mesh.get_group("context") if layout.context > 1 else None,
-            expert=expert,
+            tensor=self._group(processes, "tensor") if layout.tensor > 1 else None,
+            context=self._group(processes, "context") if layout.context > 1 else None,
+            expert=self._group(processes, "expert") if layout.expert > 1 else None,
         )
 
     def pipeline_group(self, processes: Processes) -> dist.ProcessGroup:
         """The stages that this process's micro-batches go through."""
-        layout = self.layout
-        return self._group_of(
-            processes,
-            [
-                [
-                    layout.rank(data=d, tensor=t, context=c, pipeline=p)
-                    for p in range(layout.pipeline)
-                ]
-                for d in range(layout.readers)
-                for c in range(layout.context)
-                for t in range(layout.tensor)
-            ],
-        )
+        return self._group(processes, "pipeline")
 
     def shard_mesh(self, processes: Processes) -> DeviceMesh:
         """The processes that the trunk is sharded over: those that read different tokens."""
-        mesh = self._mesh(processes)
-        assert mesh is not None
-        return mesh["data", "context"]._flatten("shard")
+        group = self._group(processes, "data", "expert", "context")
+        return DeviceMesh.from_group(group, processes.device.type, mesh_dim_names=("shard",))
 
     def stage_group(self, processes: Processes) -> dist.ProcessGroup | None:
         """The processes that hold the same layers as this one, which see all tokens together."""
-        layout = self.layout
         if processes.world == 1:
             return None
-        if layout.pipeline == 1:
-            return dist.group.WORLD
-        size = layout.world // layout.pipeline
-        return self._group_of(
-            processes, [list(range(p * size, (p + 1) * size)) for p in range(layout.pipeline)]
-        )
+        return self._group(processes, "data", "expert", "context", "tensor")
 
     def sum_groups(
         self, decoder: Decoder, processes: Processes, sharded: bool
@@ -183,19 +144,17 @@ class Placement:
                 by_view.setdefault(view, []).extend(ranks)
         return [tuple(sorted(ranks)) for ranks in by_view.values()]
 
-    def _mesh(self, processes: Processes) -> DeviceMesh | None:
-        if processes.world == 1:
-            return None
-        if not hasattr(self, "_made_mesh"):
-            layout = self.layout
-            sizes = (layout.pipeline, layout.readers, layout.context, layout.tensor)
-            names = ("pipeline", "data", "context", "tensor")
-            self._made_mesh = init_device_mesh(processes.device.type, sizes, mesh_dim_names=names)
-        return self._made_mesh
-
-    def _group_of(self, processes: Processes, all_ranks: list[list[int]]) -> dist.ProcessGroup:
-        """The one of some disjoint groups that this process is in."""
-        made = self._new_groups([tuple(ranks) for ranks in all_ranks], processes)
+    def _group(self, processes: Processes, *varying: str) -> dist.ProcessGroup:
+        """The processes that stand where this one does but for some indices of their place."""
+        by_place: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.layout.world):
+            place = self.layout.place(rank)
+            indices = {name: getattr(place, name) for name in ("tensor", "context", "pipeline")}
+            # A data index is that of a group of experts' hosts, and the place among them.
+            indices |= {"data": place.data // self.layout.expert, "expert": place.expert}
+            fixed = tuple(index for name, index in indices.items() if name not in varying)
+            by_place.setdefault(fixed, []).append(rank)
+        made = self._new_groups([tuple(ranks) for ranks in by_place.values()], processes)
         return next(group for ranks, group in made.items() if processes.rank in ranks)
 
     def _new_groups(
@@ -211,11 +170,6 @@ class Placement:
             assert group is not None
             made[ranks] = group
         return made
-
-
-def even_stages(layers: int, pieces: int) -> list[tuple[int, ...]]:
-    """Layer numbers in nearly equal pieces."""
-    return [tuple(range(i * layers // pieces, (i + 1) * layers // pieces)) for i in range(pieces)]
 
 
 def local_stretch(tensor: Tensor, view: View) -> tuple[int, int]:

@@ -28,9 +28,9 @@ from ...errors import UserError
 from ...micro_batches import StepWork
 from ...optimizer import learning_rate_factor
 from ...pieces import OPTIMIZER, WEIGHTS, Piece, Reader, elements
+from ...stages import planned_stages
 from ..deepspeed.library import open_deepspeed
 from ..engine import Moves, StepResult
-from ..placement import even_stages
 from ..processes import Processes
 from ..torch import check_norm, spread
 from .checks import check_model, check_run
@@ -82,7 +82,7 @@ class MegatronEngine:
             from .model import build_chunks, layer_spec
             from .weights import fill, held_parameters, initial_values
 
-        stages = even_stages(len(model.layers), layout.pipeline * layout.virtual)
+        stages = planned_stages(model, families, layout, config.data.sequence_length)
         here = self.hosted(families)
         part = part_of(layout, self.place, stages=stages, hosted=[here] * layout.readers)
         half = self.processes.precision == "bf16"
