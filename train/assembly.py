@@ -75,6 +75,7 @@ class Trainer:
 def start(config: RunConfig, engine: Engine) -> Trainer:
     """Opens run folder and data, builds the model, and resumes where there is a checkpoint."""
     processes, place = engine.processes, engine.place
+    processes.same_everywhere("config", to_yaml(config))
     storage = open_storage(config.data.prepared, config.data.storage)
     manifest, tokenizer = load_prepared(storage)
     planned = dataclasses.replace(
@@ -97,7 +98,6 @@ def start(config: RunConfig, engine: Engine) -> Trainer:
     checkpoint = find_checkpoint(config, folder)
     state = read_state(checkpoint) if checkpoint else None
     ledger = run_ledger(config, manifest, state)
-    processes.same_everywhere("config", to_yaml(config))
     processes.same_everywhere(
         "mixture, prepared folder or checkpoint", f"{ledger.hash} {checkpoint}"
     )

@@ -98,9 +98,17 @@ def _forward_backward(work: Work, layout: Layout, ranks: RankClass, node: int) -
     if t > 1:
         group = group_of(t, 1, node)
         layers = len(part.layers)
-        # Before the products float32 norms are gathered, after them sums leave as they are.
-        gathers = 2 * layers * (4 + w) + (4 if part.first else 0) + 2 * 4 * len(again)
-        scatters = 2 * layers * (4 + w) + (4 if part.first else 0) + w * len(again)
+        # Norms are gathered in the products' dtype, but where routers and gates read them; sums
+        # leave as they are.
+        wide = [
+            n for n in part.layers
+            if model.layers[n].expert_width
+            and (model.layers[n].router != "family" or model.routing.gate)
+        ]  # fmt: skip
+        entering = 2 * w * layers + (4 - w) * len(wide)
+        entered_again = 2 * w * len(again) + (4 - w) * len(set(wide) & set(again))
+        both = entering + 2 * w * layers + (4 if part.first else 0)
+        gathers, scatters = both + entered_again, both + w * len(again)
         calls = (4 * layers + int(part.first) + 2 * len(again)) * m
         yield Traffic(
             kind="all_gather", what="tensor", group=group, bytes=m * N // t * D * gathers,
@@ -168,7 +176,7 @@ def _weights(work: Work, layout: Layout, held: Holdings, node: int) -> Iterator[
     )  # fmt: skip
     yield Traffic(
         kind="reduce_scatter", what="weights", group=group,
-        bytes=work.value_bytes * apart * (root + layers), calls=count + 1,
+        bytes=4 * apart * (root + layers), calls=count + 1,
     )  # fmt: skip
 
 

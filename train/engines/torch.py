@@ -101,7 +101,9 @@ class TorchEngine:
         """FSDP2 on the trunk; experts stay whole where they are hosted."""
         experts = {p for n, p in self.decoder.named_parameters() if not is_trunk(n)}
         half = self.processes.precision == "bf16"
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         settings: dict[str, Any] = {
             "mesh": self.placement.shard_mesh(self.processes),
             "ignored_params": experts,
