@@ -7,10 +7,14 @@ all-to-all, replicated, in Megatron-core's expert layer, in DeepSpeed's.
 Read next: `engine_parts.py`, what is measured with them.
 """
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -310,10 +314,19 @@ class DeepSpeedMoeEngine(TorchEngine):
         return super().update(step, moves_here)
 
 
+@cache
+def run_root() -> Path:
+    """A folder for what engines write beside a run, while this process lives."""
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    (root / "bench").mkdir()
+    return root
+
+
 def run_config(size: Size, layout: Layout, **engine: Any) -> RunConfig:
     """The settings of an arm's run."""
-    config = compose_config([f"run.steps={STEPS}"])
-    chosen = EngineConfig(precision="fp32", threads=1, layout=layout, **engine)
+    config = compose_config([f"run.steps={STEPS}", f"run.root={run_root()}", "run.name=bench"])
+    chosen = EngineConfig(precision="fp32", threads=1, timeout_minutes=5, layout=layout, **engine)
     data = replace(config.data, sequence_length=size.sequence_length)
     return replace(config, optim=OPTIMIZER, engine=chosen, data=data)
 
