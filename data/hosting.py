@@ -33,7 +33,7 @@ def touched_families(order: Order, first: int, last: int, pieces: int) -> list[f
             low = begins_SF[held, index] // piece
             high = (borders_SF[held, index] - 1) // piece
             # One number a pair: of many thousand steps a few differ.
-            seen = np.flatnonzero(np.bincount(low * pieces + high))
+            seen = np.unique(low * pieces + high)
             for begin, end in zip(*np.divmod(seen, pieces), strict=True):
                 for number in range(begin, end + 1):
                     touched[number].add(name)

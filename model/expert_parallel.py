@@ -167,11 +167,14 @@ class _Return(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, out_RD: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
+        # A layer that is computed again begins here on every process, rows received or not: what
+        # is saved behind the exchanges asks for all of them before any gradient is sent.
+        ctx.save_for_backward(exchange.choices.tokens_S)
         return exchange.sum_choices(exchange.from_hosts(out_RD))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        exchange = ctx.exchange
-        dy_SD = gradients[0].index_select(0, exchange.choices.tokens_S)
+        exchange, (tokens_S,) = ctx.exchange, ctx.saved_tensors
+        dy_SD = gradients[0].index_select(0, tokens_S)
         return exchange.to_hosts(dy_SD), None

@@ -81,7 +81,7 @@ class Size:
 
 FULL = Size(
     hidden_size=256, width=1024, expert_width=512, layers=4, slots=16, sequence_length=512,
-    rounds=9,
+    rounds=5,
 )  # fmt: skip
 QUICK = Size(
     hidden_size=128, width=384, expert_width=192, layers=2, slots=16, sequence_length=128, rounds=4
@@ -246,7 +246,7 @@ def told_by_deepspeed(block: FeedForward, index: int, processes: int) -> None:
     from deepspeed.moe.layer import MoE
     from deepspeed.moe.sharded_moe import top1gating
 
-    hidden_size, width = block.trunk.gate_up.in_features, block.trunk.down.in_features
+    hidden_size = block.trunk.gate_up.in_features
     first = block.experts[FAMILIES[0]]
     assert isinstance(first, SwiGLU)
     width = first.down.in_features

@@ -8,6 +8,7 @@ writes what was found, as JSON. Read next: `engine_arms.py`.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -233,10 +234,11 @@ def checkpoint(size: Size, processes: Processes) -> dict[str, Any]:
     held = torch.tensor(sum(p.tensor.nbytes for p in arm.engine.pieces()))
     dist.all_reduce(held)
     files = folder.glob(f"checkpoints/step-{size.rounds}/*.safetensors")
-    return {
-        "stall": stalls[1:], "whole": wholes[1:], "state": int(held),
-        "written": sum(file.stat().st_size for file in files if not file.name.startswith("rng")),
-    }  # fmt: skip
+    written = sum(file.stat().st_size for file in files if not file.name.startswith("rng"))
+    dist.barrier()
+    if processes.leader:
+        shutil.rmtree(folder)
+    return {"stall": stalls[1:], "whole": wholes[1:], "state": int(held), "written": written}
 
 
 def scaling(size: Size, processes: Processes) -> dict[str, Any]:

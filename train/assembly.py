@@ -117,8 +117,11 @@ def start(config: RunConfig, engine: Engine) -> Trainer:
                 "differ): resume with the prepared folder and the Xylem version that began it"
             )
         stream.order.restore(state.stream)
+    first, last = state.step if state else 0, config.run.steps
+    if config.debug.overfit:
+        first, last = 0, 1  # the one step that is read over and over
     hosted = hosted_families(
-        stream.order, manifest.families, state.step if state else 0, config.run.steps,
+        stream.order, manifest.families, first, last,
         family=engine.layout.family, data=engine.layout.data,
     )  # fmt: skip
     check_alone(config, engine)

@@ -87,7 +87,7 @@ def parse_cluster(words: Sequence[str], hardware: str, processes_per_node: int) 
     Raises:
         UserError: no such hardware, or no number.
     """
-    given = dict(word.split("=", 1) for word in words)
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
     name = given.get("hardware", hardware)
     device = hardware_named(name)
     per_node = device.node if "hardware" in given else processes_per_node

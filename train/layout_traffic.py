@@ -143,11 +143,12 @@ def _forward_backward(work: Work, layout: Layout, ranks: RankClass, node: int) -
     if layout.expert > 1 and routed:
         group = group_of(layout.expert, t * c, node)
         chosen = sum(experts_used(model, model.layers[n]) for n in routed)
+        chosen_again = sum(experts_used(model, model.layers[n]) for n in routed if n in again)
         # There and back, forward and backward, with each choice's weight; what comes back is as
         # much as was received, here taken as equal loads.
         yield Traffic(
             kind="all_to_all", what="experts", group=group,
-            bytes=m * N * chosen * (4 * D * w + 2 * 4),
+            bytes=m * N * (2 * chosen + chosen_again) * (2 * D * w + 4),
             calls=4 * m * len(routed),
         )  # fmt: skip
     if layout.pipeline > 1:

@@ -152,7 +152,8 @@ class Optimizers:
                     found = {key: value for key, value in held.items() if value is not None}
                     if len(found) == len(held):
                         optimizer.state[parameter] = {
-                            key: value.reshape(()) if key == "step" else value
+                            # On the device, where the fused kernel reads it.
+                            key: value.reshape(()).to(parameter.device) if key == "step" else value
                             for key, value in found.items()
                         }
                     elif found or state_of(name, kinds[other][-1], parameter) is not None:

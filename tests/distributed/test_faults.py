@@ -115,7 +115,17 @@ def test_a_process_that_leaves_with_a_mistake_of_its_own_ends_the_other(
 ) -> None:
     more = (f"engine.timeout_minutes={LIMIT_MINUTES}",)
     command = xylem_command("pretrain", *run_settings(prepared, tmp_path, "run", *more))
-    changed = [*command, "data.slots_per_step=3"]
+    other = (
+        "import sys\n"
+        "from xylem.data.errors import DataError\n"
+        "from xylem.train import assembly\n"
+        "from xylem.train.__main__ import main\n"
+        "def lost(storage):\n"
+        "    raise DataError('the prepared folder is not on this node')\n"
+        "assembly.load_prepared = lost\n"
+        "main(sys.argv[1:])\n"
+    )
+    changed = [sys.executable, "-c", other, *command[command.index("pretrain") :]]
     (first, said), (second, told) = ended(start_two([command, changed], tmp_path), tmp_path)
-    assert second == 2 and "data.slots_per_step=3 is not a multiple" in last_words(told)[0]
+    assert second == 2 and "the prepared folder is not on this node" in last_words(told)[0]
     assert first in (1, 2) and len(last_words(said)) == 1, said

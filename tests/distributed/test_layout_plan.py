@@ -20,6 +20,8 @@ from xylem.train.plan import planned_work
 
 from ..conftest import Prepared, environment
 
+pytestmark = pytest.mark.xdist_group("layout plan")  # processes are started once
+
 LARGE = ("engine.micro_slots=2", "data.slot_sequences=8")
 BYTES: dict[int, dict[str, tuple[str, ...]]] = {
     2: {

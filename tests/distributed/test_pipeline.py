@@ -14,6 +14,8 @@ from xylem.train.errors import UserError
 
 from ..conftest import environment
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # processes are started once
+
 SCHEDULES = ("1f1b", "two", "fewer", "untied", "interleaved")
 
 

@@ -14,7 +14,7 @@ def deepspeed_config(config: RunConfig, readers: int, *, pinned: bool = False) -
     """DeepSpeed's config of a run, as it stands in the run folder's deepspeed.json.
 
     Losses are divided by the global batch's tokens, so gradients are to be added up. Stages 1 and 2
-    can be told so; stage 3 only averages, and the engine multiplies the loss by the processes.
+    can be told so; stage 3 only averages, and `zero.py` multiplies what it gives by the processes.
     Matrix products in bf16 are autocast over float32 weights as in every engine, so DeepSpeed's own
     half precisions stay off.
 

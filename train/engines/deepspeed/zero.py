@@ -18,6 +18,7 @@ from ....model.decoder import Decoder
 from ....model.feed_forward import FeedForward
 from ....model.routers import TokenRouter
 from ...optimizer import OptimConfig
+from ..processes import Processes
 from ..torch import is_trunk
 from .adamw import PartitionedAdamW
 from .partitions import partitions_of
@@ -224,7 +225,7 @@ def parameter_groups(module: WholeStep, hosts: dict[str, tuple[int, ...]]) -> li
     shared: list[nn.Parameter] = []
     hosted: dict[str, list[nn.Parameter]] = {}
     for ranks in dict.fromkeys(apart.values()):
-        group = dist.new_group(list(ranks))
+        group = dist.new_group(list(ranks), timeout=Processes.time_limit)
         if dist.get_rank() in ranks:
             name = host_group(ranks)
             groups._EXPERT_DATA_PARALLEL_GROUP[name] = group

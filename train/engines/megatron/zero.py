@@ -187,7 +187,8 @@ class ZeroUpdates:
                 shard = Shard(one, part.start, part.stop, part.of(partition), {})
                 state = state_of(shard)
                 if state is not None:
-                    self.optimizer.steps[part.name] = state["step"].reshape(()).float()
+                    step = state["step"].reshape(()).float()
+                    self.optimizer.steps[part.name] = step.to(partition.device)
                     for key in MOMENTS:
                         part.of(moments[key]).copy_(state[key])
 
