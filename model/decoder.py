@@ -341,3 +341,9 @@ def parameter_family(name: str) -> str | None:
     if parts[0] == "family_head":
         return parts[-1]
     return parts[parts.index("experts") + 1] if "experts" in parts else None
+
+
+def is_trunk(name: str) -> bool:
+    """Whether every token uses a parameter, so that every step moves it."""
+    routed = ".shared_experts." in name or ".feed_forward.router." in name
+    return parameter_family(name) is None and not routed

@@ -26,7 +26,8 @@ from torch import Tensor
 from ..model.accounting import training_flops_per_token
 from ..train.compose import compose_config
 from ..train.config import EngineConfig
-from ..train.engines.processes import PEAK_TFLOPS, Processes
+from ..train.engines.processes import Processes
+from ..train.hardware import hardware_named
 from ..train.profiling import mark_parts, read_times, tables
 from .goals import Goal, print_goals
 from .step_arms import (
@@ -192,7 +193,7 @@ def cuda_goals(quick: bool, console: Console) -> list[Goal]:
         # Attention sees documents only: their mean length over tokens, not the row's.
         flops = training_flops_per_token(config, families, mean_document(batch.documents_BT))
         rate = rows * length * flops / median
-        peak = PEAK_TFLOPS["H200"] * 1e12
+        peak = hardware_named("h200").bf16_tflops * 1e12
         best = max(best, rate / peak)
         table.add_row(
             "family", str(compiled), f"{1e3 * median:,.1f}", f"{rows * length / median:,.0f}",

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..model.config import LayerPlan
 from ..model.layout import Layout, check_layout
 from ..train.config import RunConfig
+from ..train.engines.megatron.checks import check_run
 from ..train.engines.megatron.engine import MegatronEngine
 from ..train.engines.megatron.model import SharedSwiGLU
 from ..train.engines.processes import Processes
@@ -102,6 +103,7 @@ class MegatronMoeArm(MegatronEngine):
             )
         if layout.tensor > 1 or layout.context > 1:
             raise UserError("the baseline is built for data, pipeline and expert parallelism")
+        check_run(config, layout)
 
     def hosted(self, families: Sequence[str]) -> frozenset[str]:
         """Families whose experts are here."""

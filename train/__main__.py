@@ -355,12 +355,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"xylem {arguments.verb}: {left}", file=sys.stderr)
         sys.exit(left.exit_code)
     except Exception as failure:
+        from .checkpoint_files import DamagedCheckpoint
         from .engines.processes import lost_process
 
-        lost = lost_process(failure)
-        if not lost or arguments.debug:
+        # What is known to happen is told in one line; anything else with its trace.
+        told = str(failure) if isinstance(failure, DamagedCheckpoint) else lost_process(failure)
+        if not told or arguments.debug:
             traceback.print_exc()
-        told = lost or f"{type(failure).__name__}: {failure}"
+        told = told or f"{type(failure).__name__}: {failure}"
         print(f"xylem {arguments.verb}: {told}", file=sys.stderr)
         end(EXIT_FAILURE)
 

@@ -5,7 +5,8 @@ Read next: `loop.py`, which trains what is put together here.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from .engines.processes import Processes
 from .errors import UserError
 from .evaluation import Scoring
 from .plan import make_plan, write_plan
-from .run_folder import open_folder, run_folder
+from .run_folder import open_folder, run_folder, run_lock
 from .run_mixture import decided_ledger, run_ledger, write_ledger
 
 
@@ -59,6 +60,8 @@ class Trainer:
     tokens_seen: int = 0
     seconds_before: float = 0.0
     origin: str = "auto"
+    lock: ExitStack = field(default_factory=ExitStack)
+    """The run folder's, on the leader; held while the run trains."""
 
     @property
     def processes(self) -> Processes:
@@ -84,10 +87,12 @@ def start(config: RunConfig, engine: Engine) -> Trainer:
     )
     folder = run_folder(config)
     plan = make_plan(planned, manifest, decided_ledger(folder))
-    refusal = ""
+    check_alone(config, engine)
+    refusal, lock = "", ExitStack()
     if processes.leader:
         # All processes end with the one line, rather than one with it and the others in a barrier.
         try:
+            lock.enter_context(run_lock(folder))
             open_folder(config)
             write_plan(plan, config, folder / "plan.txt")
         except UserError as mistake:
@@ -124,7 +129,6 @@ def start(config: RunConfig, engine: Engine) -> Trainer:
         stream.order, manifest.families, first, last,
         family=engine.layout.family, data=engine.layout.data,
     )  # fmt: skip
-    check_alone(config, engine)
     engine.build(config, manifest.families, hosted)
     # Modules drew their first values, as many as this process holds; nothing else draws.
     torch.manual_seed(config.run.seed)
@@ -144,7 +148,7 @@ def start(config: RunConfig, engine: Engine) -> Trainer:
     trainer = Trainer(
         config, folder, engine, manifest, tokenizer, ledger, storage, stream,
         torch.from_numpy(tokenizer.token_bytes).long().to(processes.device), scoring, first_ids,
-        origin=config.checkpoint.resume,
+        origin=config.checkpoint.resume, lock=lock,
     )  # fmt: skip
     if state:
         trainer.step, trainer.tokens_seen = state.step, state.tokens_seen

@@ -73,6 +73,21 @@ class CheckpointReader:
             self._headers[file] = read_header(self.folder / file) if present else {}
         return self._headers[file]
 
+    def check_complete(self, *, optimizer: bool = True) -> None:
+        """Whether every file that was written is still there.
+
+        Args:
+            optimizer: whether those of the optimiser's state are asked for too.
+        Raises:
+            DamagedCheckpoint: one is not; names it.
+        """
+        for file in sorted(self.written - frozenset(self.files)):
+            if optimizer or not file.startswith(OPTIMIZER):
+                raise DamagedCheckpoint(
+                    f"{self.folder / file} is missing, which was written with the others: put it "
+                    "back, or take another checkpoint"
+                )
+
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Whether the weights are those of a model, and its families' files are all there.
 

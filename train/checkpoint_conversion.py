@@ -70,6 +70,7 @@ def convert(source: Path, target: Path, to: str, dtype: str = "fp32") -> Path:
     folder = checkpoint_folder(source)
     reader = CheckpointReader(folder)
     reader.verify(optimizer=to != "weights")
+    reader.check_complete(optimizer=to != "weights")
     with staged(target) as staging:
         if to == "dcp":
             to_dcp(reader, staging)
@@ -90,7 +91,12 @@ def staged(target: Path) -> Iterator[Path]:
     """A folder that takes its name when the block ends well, and is gone when it does not."""
     staging = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written ({error.strerror}): choose another folder"
+        ) from error
     try:
         yield staging
         sync_folder(staging)

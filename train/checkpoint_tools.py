@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..model.decoder import canonical_shapes, parameter_family
-from .checkpoint import latest_checkpoint
+from .checkpoint import CheckpointReader, latest_checkpoint
 from .checkpoint_files import DamagedCheckpoint, check_seal, file_name, read_state
 from .compose import from_yaml
 from .console import OUT, say
@@ -207,7 +207,11 @@ def diff_checkpoints(one: Path, other: Path) -> dict[str, GroupDifference]:
 
     Args:
         one, other: checkpoint folders.
+    Raises:
+        DamagedCheckpoint: a file of one of them is not what was written.
     """
+    for folder in (one, other):
+        CheckpointReader(folder).verify()
     names = {path.name for folder in (one, other) for path in folder.glob("*.safetensors")}
     result: dict[str, GroupDifference] = {}
     for file in sorted(names):

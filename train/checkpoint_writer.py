@@ -9,6 +9,7 @@ old ones go. Read next: `meeting.py`, `tensor_files.py`.
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -24,6 +25,10 @@ from .tensor_files import NAMES, make_file, write_pieces
 
 Listed = dict[str, dict[str, list[Any]]]
 """File -> tensor -> its dtype, shape, and how many elements are going to be written."""
+
+
+LAST_SECONDS = 10.0
+"""How long a process that ends by a failure still waits for the others of a save."""
 
 
 class CheckpointWriter:
@@ -59,6 +64,7 @@ class CheckpointWriter:
         self.nonce = nonce
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._meeting: Meeting | None = None
         if rank:
             return
         for pattern in ("step-*.tmp", "meeting-*"):
@@ -101,11 +107,26 @@ class CheckpointWriter:
         finally:
             self._thread.shutdown()
 
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes; where a failure ends the run it is that which is told, and others are hardly
+        waited for: one of them may be why."""
+        if error is None or self.world == 1:
+            self.close()
+            return
+        if self._meeting is not None:
+            self._meeting.hurry(LAST_SECONDS)
+        with suppress(OSError, RuntimeError):
+            self.close()
+
     def _write(self, pieces: Sequence[Piece], state: RunState) -> None:
         final = self.root / f"step-{state.step}"
         staging = self.root / f"step-{state.step}.tmp"
         place = self.root / f"meeting-{state.step}{self.nonce and '-'}{self.nonce}"
         meeting = Meeting(place, rank=self.rank, world=self.world, seconds=self.seconds)
+        self._meeting = meeting
         try:
             self._write_together(pieces, state, staging, meeting)
             if self.rank == 0:

@@ -55,7 +55,7 @@ def compose_mapping(overrides: Sequence[str]) -> dict[str, Any]:
             )
         bare = key.lstrip("+~")
         if bare in groups:
-            if value not in groups[bare] and value != "null":
+            if value not in groups[bare] and (bare, value) != ("experiment", "null"):
                 known = ", ".join(groups[bare])
                 raise UserError(f"{override}: configs/{bare}/ has no {value}.yaml; known: {known}")
             prepared.append(f"+{bare}={value}" if bare == "experiment" else f"{bare}={value}")

@@ -87,7 +87,7 @@ def hardware_named(name: str) -> Hardware:
     known = known_hardware()
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, 1)
-        told = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        told = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
         raise UserError(
             f"cluster.hardware={name!r} is not in configs/hardware.yaml; {told} Add what you have "
             "there"

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from ..model.accounting import activation_bytes
 from ..model.layout import Layout
+from .engines.sums import BUCKET
 from .layout_parts import Holdings, Inventory, RankClass, Work, apart, gradient_sums, holders
-
-BUCKET = 1 << 24
-"""Elements that the engine adds up at once over processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +55,11 @@ def in_flight(layout: Layout, stage: int, micro_batches: int) -> float:
     """Micro-batches whose activations a pipeline stage holds, whole stages counted.
 
     1F1B: as many as stages from here to the end (Narayanan et al. 2021, arXiv 2104.04473);
-    interleaved, a piece of the stage for each forward pass that runs ahead.
+    interleaved, a piece of the stage for each forward pass that runs ahead. Of fewer than there
+    are stages every stage holds all: they are filled in before any is drained.
     """
+    if micro_batches < layout.pipeline:
+        return micro_batches
     ahead = layout.pipeline - stage - 1
     if layout.virtual == 1:
         return min(micro_batches, ahead + 1)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model.config import ModelConfig
-from ..model.decoder import build_decoder, parameter_family
+from ..model.decoder import build_decoder, is_trunk, parameter_family
 from ..model.layout import Layout
 from ..model.part import Part, local_shape, parameter_view, whole
 from .stages import Stages, planned_stages
@@ -161,10 +161,9 @@ class Inventory:
         local = local_shape(view)
         experts = layer >= 0 and words[3] in ("experts", "shared_experts")
         by_family = experts and config.layers[layer].router == "family"
-        routed = ".shared_experts." in name or ".feed_forward.router." in name
         return (
             name, layer, -1 if family is None else families.index(family), by_family,
-            family is None and not routed, local[0], prod(local), len(shape) > 1,
+            is_trunk(name), local[0], prod(local), len(shape) > 1,
             view != elsewhere, experts and not by_family,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ asks; `docs/SCALING.md`, what the prediction assumes.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from ..model.accounting import training_flops_per_token
 from ..model.errors import ModelError
 from ..model.layout import Layout, check_layout
 from .config import RunConfig
+from .engines.checks import check_engine
 from .errors import UserError
 from .hardware import Hardware, hardware_named
 from .layout_parts import Inventory, Work
@@ -29,6 +30,9 @@ KEPT_FREE = 0.08
 """Of a device's memory: what libraries and fragments take, which a plan does not count."""
 LARGEST_MICRO_SLOTS = 8
 LARGEST_CONTEXT = 8
+
+Check = Callable[[Work, Layout], None]
+"""Raises UserError or ModelError where the engine cannot run a step in a layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,18 +135,27 @@ def legal_layouts(work: Work, cluster: Cluster) -> Iterator[Layout]:
                                 yield layout
 
 
-def search(work: Work, cluster: Cluster, hosting: Hosting) -> Proposals:
+def search(work: Work, cluster: Cluster, hosting: Hosting, check: Check | None = None) -> Proposals:
     """All legal layouts with their micro-batches, sharding and recomputation.
 
+    Args:
+        check: what the engine refuses is not proposed; None leaves none out.
     Raises:
-        UserError: there is none for so many processes.
+        UserError: there is none for so many processes, or the engine refuses every one.
     """
     inventory = Inventory(work.model, work.families)
     fitting: list[LayoutPlan] = []
     smallest: LayoutPlan | None = None
     considered = 0
+    refusal: UserError | ModelError | None = None
     for layout in legal_layouts(work, cluster):
         for variant in _variants(work, layout):
+            try:
+                if check is not None:
+                    check(variant, layout)
+            except (UserError, ModelError) as refused:
+                refusal = refusal or refused
+                continue
             plan = plan_layout(
                 variant, layout, hosting, cluster.hardware, node=cluster.processes_per_node,
                 inventory=inventory, extremes=True,
@@ -152,6 +165,8 @@ def search(work: Work, cluster: Cluster, hosting: Hosting) -> Proposals:
                 fitting.append(plan)
             if smallest is None or plan.fullest.memory.peak < smallest.fullest.memory.peak:
                 smallest = plan
+    if smallest is None and refusal is not None:
+        raise refusal
     if smallest is None:
         raise UserError(
             f"no layout of {cluster.world} processes is legal for data.slots_per_step="
@@ -207,9 +222,23 @@ def print_search(
     config = dataclasses.replace(config, cluster=named)
     ledger = first_ledger(config.data, manifest, config.run.steps)
     hosting = hosting_of(build_order(ledger, manifest), manifest, config.run.steps)
-    found = search(planned_work(config, manifest), cluster, hosting)
+    check = engine_check(config, manifest.families)
+    found = search(planned_work(config, manifest), cluster, hosting, check)
     check_fits(found, cluster)
     print_proposals(found, cluster, console)
+
+
+def engine_check(config: RunConfig, families: Sequence[str]) -> Check:
+    """What the config's engine refuses, asked of another layout and its settings."""
+
+    def check(work: Work, layout: Layout) -> None:
+        engine = dataclasses.replace(
+            config.engine, layout=layout, micro_slots=work.micro_slots, shard=work.shard,
+            recompute=work.recompute,
+        )  # fmt: skip
+        check_engine(dataclasses.replace(config, engine=engine), layout, families)
+
+    return check
 
 
 def print_proposals(found: Proposals, cluster: Cluster, console: Console, first: int = 8) -> None:
@@ -270,7 +299,7 @@ def _variants(work: Work, layout: Layout) -> Iterator[Work]:
         if layout.virtual > 1 and (each // micro_slots) % layout.pipeline:
             continue  # the interleaved schedule runs whole rounds of the stages
         for shard in ("none", "full"):
-            if shard == "full" and (layout.readers * layout.context == 1 or layout.pipeline > 1):
+            if shard == "full" and layout.readers * layout.context == 1:
                 continue
             for recompute in (0, 1):
                 yield dataclasses.replace(

@@ -1,6 +1,7 @@
 """What a rank sends in a step, by collective and by link, as `engine=torch` sends it.
 
-Bytes are exact: `collective_bytes.py` counts the same in runs, and the tests compare them.
+Bytes are exact: `collective_bytes.py` counts the same in runs, and the tests compare them. All but
+those of expert parallelism, which the router's choices decide: they are taken as equal loads.
 Read next: `layout_time.py`, which turns them into seconds.
 """
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from ..model.accounting import experts_used
 from ..model.layout import Layout
 from .collective_bytes import Kind, wire_share
-from .layout_memory import BUCKET
+from .engines.sums import BUCKET
 from .layout_parts import Holdings, Inventory, RankClass, Work, gradient_sums, holders
 
 
@@ -145,11 +146,11 @@ def _forward_backward(work: Work, layout: Layout, ranks: RankClass, node: int) -
         chosen = sum(experts_used(model, model.layers[n]) for n in routed)
         chosen_again = sum(experts_used(model, model.layers[n]) for n in routed if n in again)
         # There and back, forward and backward, with each choice's weight; what comes back is as
-        # much as was received, here taken as equal loads.
+        # much as was received, here taken as equal loads. Forward passes tell the counts first.
         yield Traffic(
             kind="all_to_all", what="experts", group=group,
             bytes=m * N * (2 * chosen + chosen_again) * (2 * D * w + 4),
-            calls=4 * m * len(routed),
+            calls=m * (7 * len(routed) + 4 * len(set(routed) & set(again))),
         )  # fmt: skip
     if layout.pipeline > 1:
         stride = t * c * layout.readers

@@ -29,7 +29,6 @@ from .micro_batches import StepWork
 from .profiling import Profile, part
 from .routing import StepRouting
 from .routing_telemetry import RoutingTelemetry
-from .run_folder import run_lock
 from .samples import family_samples
 
 
@@ -42,8 +41,12 @@ def pretrain(config: RunConfig) -> None:
     engine = open_engine(config)
     try:
         fit(start(config, engine))
-    finally:
-        engine.processes.close()
+    except Exception as failure:
+        # After a failed collective, to part in order may wait for ever for those who are gone.
+        if engine.processes.world == 1 or isinstance(failure, Preempted):
+            engine.processes.close()
+        raise
+    engine.processes.close()
 
 
 def fit(trainer: Trainer) -> None:
@@ -59,17 +62,16 @@ def fit(trainer: Trainer) -> None:
         leave = Leaving(trainer.folder, processes)
         closing.callback(leave.restore)
         log = None
+        closing.enter_context(trainer.lock)
         if processes.leader:
-            closing.enter_context(run_lock(trainer.folder))
             log = MetricsLog(trainer.folder, config.logging, resumed_at=trainer.step)
             closing.callback(log.close)
             log.write("start", trainer.step, start_row(trainer, meter))
-        writer = CheckpointWriter(
+        writer = closing.enter_context(CheckpointWriter(
             trainer.folder, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every,
             resumed_at=trainer.step, rank=processes.rank, world=processes.world,
             timeout_minutes=config.engine.timeout_minutes, nonce=processes.nonce,
-        )  # fmt: skip
-        closing.callback(writer.close)
+        ))  # fmt: skip
         closing.callback(stream.close)
         profile = Profile(trainer.decoder, trainer.folder, config.debug.profile * processes.leader,
                           steps - trainer.step, processes.device)  # fmt: skip

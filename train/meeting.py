@@ -33,6 +33,11 @@ class Meeting:
             seconds: how long one waits for the others, at each step.
         """
         self.folder, self.rank, self.world, self.seconds = folder, rank, world, seconds
+        self.latest = float("inf")
+
+    def hurry(self, seconds: float) -> None:
+        """From now on nothing is waited for longer than this; another thread may say so."""
+        self.latest = time.monotonic() + seconds
 
     def open(self) -> None:
         """The leader makes the place; the others wait for it."""
@@ -114,7 +119,7 @@ class Meeting:
         until = time.monotonic() + self.seconds
         while not done():
             self.listen()
-            if time.monotonic() > until:
+            if time.monotonic() > min(until, self.latest):
                 raise OSError(f"{otherwise()} within {self.seconds / 60:g} minutes")
             time.sleep(POLL_SECONDS)
 

@@ -27,9 +27,10 @@ from ..model.accounting import (
     forward_flops_per_token,
     training_flops_per_token,
 )
-from ..model.layout import Layout, check_layout
+from ..model.layout import Layout
 from ..model.routers import unreachable_experts
 from .config import RunConfig
+from .engines.checks import check_engine
 from .engines.processes import resolve_precision
 from .errors import UserError
 from .hardware import hardware_named
@@ -107,8 +108,8 @@ def make_plan(config: RunConfig, manifest: Manifest, ledger: Ledger | None = Non
     processes = config.cluster.nodes * config.cluster.processes_per_node
     layout = config.engine.layout.resolved(processes)
     T, k = config.data.sequence_length, config.data.slot_sequences
-    check_layout(config.model, manifest.families, layout, T)
     check_slots(config.data.slots_per_step, layout.readers, config.engine.micro_slots)
+    check_engine(config, layout, manifest.families)
     held_back: list[Capped] = []
     if ledger is None:
         ledger = first_ledger(config.data, manifest, config.run.steps, held_back.append)

@@ -87,11 +87,19 @@ class RunIsTraining(UserError):
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds a run folder for one writer.
+    """Holds a run folder, made if there is none, for one writer.
 
     Raises:
         RunIsTraining: another process trains this run.
+        UserError: the folder cannot be made or written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): give run.root a folder of your own"
+        ) from error
     with (folder / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

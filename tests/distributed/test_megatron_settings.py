@@ -10,7 +10,7 @@ import torch
 
 from xylem.model.config import LayerPlan, ModelConfig, RoutingConfig
 from xylem.model.layout import Layout
-from xylem.train.engines.megatron.checks import check_model, check_run
+from xylem.train.engines.megatron.checks import check_model, check_packages, check_run
 from xylem.train.engines.megatron.config import MegatronConfig, check_installed
 from xylem.train.errors import UserError
 
@@ -24,7 +24,7 @@ ALONE = Layout(data=1)
 def refusal(model: ModelConfig, layout: Layout, **settings: bool) -> str:
     """What is said about a model in a layout."""
     with pytest.raises(UserError) as refused:
-        check_model(model, cases.FAMILIES, layout, MegatronConfig(**settings), "distributed")
+        check_model(model, layout, MegatronConfig(**settings), "distributed")
     return str(refused.value)
 
 
@@ -50,7 +50,7 @@ def test_zero_without_deepspeed_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib.metadata, "version", missing)
     config = cases.run_config(cases.model(), ALONE, 20, optimizer="zero")
     with pytest.raises(UserError, match=r"engine.optimizer=zero needs DeepSpeed, .*\[deepspeed\]"):
-        check_run(config, ALONE)
+        check_packages(config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
@@ -97,7 +97,7 @@ def test_overlap_without_what_it_overlaps_is_refused() -> None:
 def test_megatrons_overlap_flags_are_refused_under_zero() -> None:
     settings = MegatronConfig(overlap_grad_reduce=True)
     with pytest.raises(UserError, match="belongs to Megatron's own optimiser"):
-        check_model(cases.model(), cases.FAMILIES, ALONE, settings, "zero")
+        check_model(cases.model(), ALONE, settings, "zero")
 
 
 def test_what_the_engine_cannot_run_is_refused() -> None:
@@ -106,15 +106,11 @@ def test_what_the_engine_cannot_run_is_refused() -> None:
     for name, value, told in (
         ("compile", True, "engine.compile=true cannot run"),
         ("recompute", 2, r"computes every layer again \(1\) or none"),
-        ("shard", "full", "engine.shard=full has no effect"),
     ):
         engine = type(config.engine)(**{**vars(config.engine), name: value})
         changed = type(config)(**{**vars(config), "engine": engine})
         with pytest.raises(UserError, match=told):
             check_run(changed, ALONE)
-    logging = type(config.logging)(samples_every=5, parallel_sentences=None)
-    with pytest.raises(UserError, match="logging.samples_every=5 needs a whole decoder"):
-        check_run(type(config)(**{**vars(config), "logging": logging}), ALONE)
     optim = replace(config.optim, name="muon")
     with pytest.raises(UserError, match="optim.name=muon cannot run with engine=megatron"):
         check_run(type(config)(**{**vars(config), "optim": optim}), ALONE)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from xylem.train.compose import compose_config
-from xylem.train.engines.pipeline import check_pipeline
+from xylem.train.engines.checks import check_pipeline
 from xylem.train.errors import UserError
 
 from ..conftest import environment

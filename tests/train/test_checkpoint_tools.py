@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from xylem.train.__main__ import main
 from xylem.train.checkpoint import CheckpointWriter, load_weights
 from xylem.train.checkpoint_conversion import convert
-from xylem.train.checkpoint_files import seal
+from xylem.train.checkpoint_files import DamagedCheckpoint, seal
 from xylem.train.checkpoint_tools import (
     diff_checkpoints,
     diff_states,
@@ -115,6 +115,7 @@ def test_diff_tells_tensors_states_and_steps(saved: Path, tmp_path: Path) -> Non
     assert not told["family-alpha.safetensors"].differs
     text = (other / "state.json").read_text().replace('"step": 5', '"step": 6')
     (other / "state.json").write_text(text)
+    seal(other / "state.json")
     assert diff_states(saved, other) == ["step is 5 and 6", "stream differs in step"]
     assert not print_difference(saved, other)
     with pytest.raises(SystemExit) as left:
@@ -170,3 +171,24 @@ def test_mistakes_are_one_line(saved: Path, tmp_path: Path) -> None:
 
         dcp.save({"other": torch.ones(1)}, checkpoint_id=tmp_path / "theirs", no_dist=True)
         convert(tmp_path / "theirs", tmp_path / "new", "checkpoint")
+
+
+def test_convert_refuses_a_checkpoint_that_lost_a_familys_file(saved: Path, tmp_path: Path) -> None:
+    (saved / "family-alpha.safetensors").unlink()
+    for to in ("weights", "dcp"):
+        with pytest.raises(DamagedCheckpoint, match="family-alpha.safetensors is missing"):
+            convert(saved, tmp_path / to, to)
+        assert not (tmp_path / to).exists()
+
+
+def test_diff_finds_damage_before_differences(saved: Path) -> None:
+    file = saved / "trunk.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(DamagedCheckpoint, match="trunk.safetensors is not what was written"):
+        diff_checkpoints(saved, saved)
+
+
+def test_a_target_that_cannot_be_written_is_a_mistake(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written .*choose another folder"):
+        convert(saved, tmp_path / "file" / "below", "weights")

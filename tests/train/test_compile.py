@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from xylem.train.checkpoint import latest_checkpoint
 from xylem.train.compose import compose_config
-from xylem.train.engines import torch as torch_engine
-from xylem.train.engines.torch import check_compiler, compile_dense, dense_parts
+from xylem.train.engines import compiling
+from xylem.train.engines.compiling import check_compiler, compile_dense, dense_parts
 from xylem.train.errors import UserError
 from xylem.train.loop import pretrain
 
@@ -57,7 +57,7 @@ def test_what_is_compiled_is_what_every_token_goes_through(
         return forward
 
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(torch_engine, "check_compiler", lambda device: None)
+    monkeypatch.setattr(compiling, "check_compiler", lambda device: None)
     config = compose_config([*prepared.settings, "model=tiny_topk"]).model
     decoder = build_decoder(config, ("alpha", "beta"), seed=0)
     before = list(decoder.state_dict())

@@ -25,30 +25,8 @@ from ...model.decoder import Decoder
 from ...model.layout import Layout
 from ...model.objectives import next_token_loss
 from ...model.routers import FamilySegment
-from ..config import RunConfig
-from ..errors import UserError
 from ..micro_batches import Counter, StepWork
 from .processes import Processes
-
-
-def check_pipeline(config: RunConfig, layout: Layout) -> None:
-    """Whether a step's micro-batches fit the schedule.
-
-    Raises:
-        UserError: the interleaved one is filled by as many at a time as there are stages.
-    """
-    slots, micro, stages = config.data.slots_per_step, config.engine.micro_slots, layout.pipeline
-    count = slots // (layout.readers * micro)
-    if layout.virtual == 1 or count % stages == 0:
-        return
-    unit = layout.readers * micro * stages
-    fits = [n for n in (slots // unit * unit, -(-slots // unit) * unit) if n]
-    raise UserError(
-        f"engine.layout.virtual={layout.virtual} runs micro-batches {stages} at a time, as many as "
-        f"engine.layout.pipeline, and data.slots_per_step={slots} gives each process {count} "
-        f"({layout.readers} processes read different slots, engine.micro_slots={micro}): take "
-        f"data.slots_per_step={' or '.join(map(str, fits))}, or engine.layout.virtual=1"
-    )
 
 
 class Piece(nn.Module):

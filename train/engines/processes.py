@@ -18,9 +18,7 @@ from torch import Tensor
 from ... import __version__
 from ..config import EngineConfig
 from ..errors import UserError
-
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "A100": 312.0}
-"""Dense bf16 peak of a device by datasheet."""
+from ..hardware import known_hardware
 
 
 class Processes:
@@ -128,9 +126,10 @@ class Processes:
             return self.config.peak_tflops * 1e12, "engine.peak_tflops"
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
-            for key, tflops in PEAK_TFLOPS.items():
-                if key in name:
-                    return tflops * 1e12, f"datasheet of {key}"
+            # The longest name first: GH200 is no H200.
+            for key, known in sorted(known_hardware().items(), key=lambda row: -len(row[0])):
+                if key.upper() in name:
+                    return known.bf16_tflops * 1e12, f"datasheet of {key.upper()}"
         return measured_matmul_flops(self.device, self.precision), "measured 1024^3 product"
 
 

@@ -6,11 +6,8 @@ is averaged. FSDP2 adds up the trunk's where it shards it; the rest is added her
 Read next: `placement.py`, who holds what; `../../model/part.py`.
 """
 
-import importlib.util
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,25 +20,25 @@ from ...model.decoder import (
     Decoder,
     build_decoder,
     canonical_views,
+    is_trunk,
     parameter_family,
     saved_tensors,
 )
-from ...model.layout import Layout, check_layout
+from ...model.layout import Layout
 from ...model.objectives import next_token_loss
 from ...model.routers import FamilySegment
 from ..config import RunConfig
-from ..errors import UserError
 from ..micro_batches import StepWork
 from ..optimizer import Optimizers, clip_gradients, gradient_norm
 from ..pieces import OPTIMIZER, WEIGHTS, Piece, Reader, whole_piece
 from ..stages import chosen_stages
+from .checks import check_engine
+from .compiling import compile_dense
 from .engine import Moves, StepResult
-from .pipeline import Pipeline, check_pipeline
+from .pipeline import Pipeline
 from .placement import Placement, local_stretch
 from .processes import Processes
-
-BUCKET = 1 << 24
-"""Elements that one all-reduce adds up at most."""
+from .sums import sum_together
 
 
 class TorchEngine:
@@ -67,9 +64,7 @@ class TorchEngine:
             ModelError: the layout cannot cut this model.
             UserError: there is no compiler, or an optimiser that cannot work on parts.
         """
-        check_layout(config.model, families, self.layout, config.data.sequence_length)
-        check_optimizer(config, self.layout)
-        check_pipeline(config, self.layout)
+        check_engine(config, self.layout, families)
         stages = chosen_stages(config, families, self.layout, self.processes)
         self.placement = Placement(config.model, families, self.layout, hosted, stages)
         groups = self.placement.groups(self.processes)
@@ -255,12 +250,6 @@ def forget_unmoved(decoder: nn.Module, moves: Moves) -> None:
             parameter.grad = None
 
 
-def is_trunk(name: str) -> bool:
-    """Whether every token uses a parameter, so that every step moves it."""
-    routed = ".shared_experts." in name or ".feed_forward.router." in name
-    return parameter_family(name) is None and not routed
-
-
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a DTensor; other tensors as they are."""
     from torch.distributed.tensor import DTensor
@@ -290,91 +279,4 @@ def check_norm(norm: float, step: int) -> None:
         raise FloatingPointError(
             f"the gradient's norm is {norm} at step {step + 1}: resume the last checkpoint with a "
             "lower optim.learning_rate, or with debug.anomaly=true to find the operation"
-        )
-
-
-def check_optimizer(config: RunConfig, layout: Layout) -> None:
-    """Whether the optimiser can work on what a process holds.
-
-    Raises:
-        UserError: Muon, which orthogonalises whole matrices, would see parts of them.
-    """
-    if config.optim.name != "muon":
-        return
-    for setting, cuts, way_out in (
-        (f"engine.layout.tensor={layout.tensor}", layout.tensor > 1, "engine.layout.tensor=1"),
-        (f"engine.shard={config.engine.shard}", config.engine.shard == "full", "engine.shard=none"),
-    ):
-        if cuts:
-            raise UserError(
-                f"optim.name=muon orthogonalises whole matrices, which {setting} cuts: set "
-                f"{way_out}, or optim.name=adamw"
-            )
-
-
-def sum_together(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """Adds tensors up over a group, many at once: latency is paid once a bucket."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in (*tensors, None):
-        if bucket and (tensor is None or size + tensor.numel() > BUCKET):
-            flat = torch.cat([each.reshape(-1) for each in bucket])
-            dist.all_reduce(flat, group=group)
-            parts = flat.split([each.numel() for each in bucket])
-            torch._foreach_copy_(bucket, [p.view_as(t) for t, p in zip(bucket, parts, strict=True)])
-            bucket, size = [], 0
-        if tensor is not None:
-            bucket.append(tensor)
-            size += tensor.numel()
-
-
-def dense_parts(decoder: Decoder) -> Iterator[nn.Module]:
-    """What torch.compile is given: every token goes through it, whatever the router says."""
-    if decoder.final_norm is not None:
-        yield decoder.final_norm
-    for layer in decoder.layers:
-        yield from (layer.attention_norm, layer.attention)
-        yield from (layer.feed_forward_norm, layer.feed_forward.trunk)
-
-
-def compile_dense(decoder: Decoder, device: torch.device) -> None:
-    """Compiles what every token goes through; names stay as they are.
-
-    Raises:
-        UserError: there is no compiler.
-    """
-    check_compiler(device)
-    for module in dense_parts(decoder):
-        module.forward = compiled_in_training(module.forward)
-
-
-def compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled function where gradients are wanted, and the plain one elsewhere.
-
-    Evaluation and samples come in many shapes, each of which would be compiled anew.
-    """
-    compiled = torch.compile(forward)
-
-    def chosen(*arguments: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else forward)(*arguments)
-
-    return chosen
-
-
-def check_compiler(device: torch.device) -> None:
-    """Whether torch.compile has what it needs.
-
-    Raises:
-        UserError: it has not.
-    """
-    if device.type == "cuda":
-        found, needed = importlib.util.find_spec("triton") is not None, "Triton on a GPU"
-    else:
-        names = (os.environ.get("CXX", ""), "g++", "clang++")
-        found = any(shutil.which(name) for name in names if name)
-        needed = "a C++ compiler on a CPU (g++ or clang++)"
-    if not found:
-        raise UserError(
-            f"engine.compile=true needs {needed}, and there is none: install it, or set "
-            "engine.compile=false"
         )

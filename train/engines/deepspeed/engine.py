@@ -17,7 +17,7 @@ from torch import Tensor
 from ....data.shards import write_atomically
 from ....model.collectives import Sharing
 from ....model.decoder import Decoder, build_decoder, canonical_views, saved_tensors
-from ....model.layout import Layout, check_layout
+from ....model.layout import Layout
 from ....model.objectives import next_token_loss
 from ....model.part import part_of
 from ....model.routers import FamilySegment, load_domain_rows
@@ -28,12 +28,14 @@ from ...micro_batches import StepWork
 from ...optimizer import learning_rate_factor
 from ...pieces import OPTIMIZER, WEIGHTS, Piece, Reader, whole_piece
 from ...run_folder import run_folder
+from ..checks import check_engine
+from ..compiling import check_compiler, compiled_in_training, dense_parts
 from ..engine import Moves, StepResult
 from ..processes import Processes
-from ..torch import check_compiler, check_norm, compiled_in_training, dense_parts
+from ..torch import check_norm
 from .adamw import MOMENTS
 from .library import open_deepspeed
-from .settings import check_settings, deepspeed_config
+from .settings import deepspeed_config
 from .zero import Zero, expert_family
 
 
@@ -60,8 +62,7 @@ class DeepSpeedEngine:
             ModelError: the layout cannot cut this model.
             UserError: DeepSpeed is missing, another version, or cannot do what is asked.
         """
-        check_settings(config, self.layout)
-        check_layout(config.model, families, self.layout, config.data.sequence_length)
+        check_engine(config, self.layout, families)
         open_deepspeed(self.processes)
         self.config = config
         stages = [tuple(range(len(config.model.layers)))]
@@ -128,9 +129,11 @@ class DeepSpeedEngine:
             return next_token_loss(hidden, decoder.head_weight_VD, targets_BT)[1]
 
         self.decoder.eval()
-        with self.processes.autocast():
-            nll_BT: Tensor = self.zero.engine.module(run)
-        self.decoder.train()
+        try:
+            with self.processes.autocast():
+                nll_BT: Tensor = self.zero.engine.module(run)
+        finally:
+            self.decoder.train()
         return nll_BT
 
     def pieces(self) -> Iterator[Piece]:

@@ -14,12 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ....model.config import ModelConfig
-from ....model.decoder import Decoder
+from ....model.decoder import Decoder, is_trunk
 from ....model.feed_forward import FeedForward
 from ....model.routers import TokenRouter
 from ...optimizer import OptimConfig
 from ..processes import Processes
-from ..torch import is_trunk
 from .adamw import PartitionedAdamW
 from .partitions import partitions_of
 

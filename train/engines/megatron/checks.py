@@ -5,7 +5,6 @@ Read next: `engine.py`.
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
 from typing import Literal
 
 from ....model.config import ModelConfig
@@ -16,9 +15,11 @@ from .config import MegatronConfig
 
 
 def check_model(
-    model: ModelConfig, families: Sequence[str], layout: Layout, settings: MegatronConfig,
+    model: ModelConfig,
+    layout: Layout,
+    settings: MegatronConfig,
     optimizer: Literal["distributed", "zero"],
-) -> None:  # fmt: skip
+) -> None:
     """Whether Megatron-core's layers can be this model in this layout.
 
     Args:
@@ -59,13 +60,11 @@ def check_model(
                     f"engine.megatron.{name}=true belongs to Megatron's own optimiser: set "
                     "engine.optimizer=distributed, or leave it out"
                 )
-    for name, package, why_not in (
-        ("tp_comm_overlap", "transformer_engine", layout.tensor == 1 and "engine.layout.tensor=1"),
-        ("gradient_accumulation_fusion", "fused_weight_gradient_mlp_cuda", False),
-    ):
-        if getattr(settings, name) and (why_not or importlib.util.find_spec(package) is None):
-            because = f"has no effect with {why_not}" if why_not else f"needs {package}, not here"
-            raise UserError(f"engine.megatron.{name}=true {because}: leave it out")
+    if settings.tp_comm_overlap and layout.tensor == 1:
+        raise UserError(
+            "engine.megatron.tp_comm_overlap=true has no effect with engine.layout.tensor=1: leave "
+            "it out"
+        )
     if settings.overlap_p2p_comm and layout.virtual == 1:
         raise UserError(
             "engine.megatron.overlap_p2p_comm=true needs the interleaved schedule: set "
@@ -80,8 +79,6 @@ def check_run(config: RunConfig, layout: Layout) -> None:
         UserError: it cannot; names the way out.
     """
     engine = config.engine
-    if engine.optimizer == "zero":
-        check_zero()
     if config.optim.name != "adamw":
         raise UserError(
             f"optim.name={config.optim.name} cannot run with engine=megatron, whose optimisers cut "
@@ -97,17 +94,6 @@ def check_run(config: RunConfig, layout: Layout) -> None:
             f"engine.recompute={engine.recompute} cannot run with engine=megatron, which computes "
             "every layer again (1) or none (0)"
         )
-    if engine.shard != "none":
-        raise UserError(
-            f"engine.shard={engine.shard} has no effect in engine=megatron, whose optimisers shard "
-            "their state by themselves: set engine.shard=none"
-        )
-    if config.logging.samples_every or config.logging.parallel_sentences:
-        asked = "samples_every" if config.logging.samples_every else "parallel_sentences"
-        raise UserError(
-            f"logging.{asked}={getattr(config.logging, asked)} needs a whole decoder, and "
-            "engine=megatron holds layers of Megatron's: leave it out, and sample a checkpoint"
-        )
     data = config.data
     each = data.slots_per_step // layout.readers
     count = -(-each // engine.micro_slots)
@@ -119,8 +105,20 @@ def check_run(config: RunConfig, layout: Layout) -> None:
         )
 
 
-def check_zero() -> None:
-    """Raises UserError where DeepSpeed is not installed."""
+def check_packages(config: RunConfig) -> None:
+    """Whether what the config needs beside Megatron-core is installed here.
+
+    Raises:
+        UserError: it is not.
+    """
+    for name, package in (
+        ("tp_comm_overlap", "transformer_engine"),
+        ("gradient_accumulation_fusion", "fused_weight_gradient_mlp_cuda"),
+    ):
+        if getattr(config.engine.megatron, name) and importlib.util.find_spec(package) is None:
+            raise UserError(f"engine.megatron.{name}=true needs {package}, not here: leave it out")
+    if config.engine.optimizer != "zero":
+        return
     try:
         importlib.metadata.version("deepspeed")
     except importlib.metadata.PackageNotFoundError:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ....model.collectives import Sharing
 from ....model.config import LayerPlan
 from ....model.decoder import Decoder
-from ....model.layout import Layout, check_layout
+from ....model.layout import Layout
 from ....model.objectives import next_token_loss
 from ....model.part import ParallelGroups, part_of
 from ....model.routers import FamilySegment
@@ -29,11 +29,12 @@ from ...micro_batches import StepWork
 from ...optimizer import learning_rate_factor
 from ...pieces import OPTIMIZER, WEIGHTS, Piece, Reader, elements
 from ...stages import planned_stages
+from ..checks import check_engine
 from ..deepspeed.library import open_deepspeed
 from ..engine import Moves, StepResult
 from ..processes import Processes
 from ..torch import check_norm, spread
-from .checks import check_model, check_run
+from .checks import check_packages
 from .config import check_installed
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class MegatronEngine:
         """
         engine, layout, model = config.engine, self.layout, config.model
         self.check(config, families)
-        check_run(config, layout)
+        check_packages(config)
         with quiet():
             self._open_groups(config)
             from .attention import Prepared
@@ -134,9 +135,7 @@ class MegatronEngine:
         Raises:
             UserError, ModelError: they cannot.
         """
-        engine = config.engine
-        check_layout(config.model, families, self.layout, config.data.sequence_length)
-        check_model(config.model, families, self.layout, engine.megatron, engine.optimizer)
+        check_engine(config, self.layout, families)
 
     def hosted(self, families: Sequence[str]) -> frozenset[str]:
         """Families whose experts are here."""
