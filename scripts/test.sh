@@ -11,5 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$XYLEM_ROOT"
 # One thread a process: several run at once, and sums then come in one order.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
-# loadgroup keeps tests of one xdist_group, such as the Slurm cluster's, on one worker.
-exec python -m pytest -n "${XYLEM_TEST_WORKERS:-2}" --dist loadgroup --durations=10 "$@"
+# loadfile keeps a file's tests on one worker: what they share, such as started processes, is made
+# once.
+exec python -m pytest -n "${XYLEM_TEST_WORKERS:-2}" --dist loadfile --durations=10 "$@"

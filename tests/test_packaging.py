@@ -17,8 +17,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("configs", "data", "model", "train", "scripts")
 
-pytestmark = pytest.mark.xdist_group("packaging")  # one wheel for all of them
-
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

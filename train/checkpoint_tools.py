@@ -7,7 +7,7 @@ Read next: `checkpoint.py`, `checkpoint_conversion.py`.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 
 import torch
@@ -203,7 +203,7 @@ class GroupDifference:
 
 
 def diff_checkpoints(one: Path, other: Path) -> dict[str, GroupDifference]:
-    """What two checkpoints differ in, by file.
+    """What two checkpoints differ in, by file; numbers that are NaN in both are equal.
 
     Args:
         one, other: checkpoint folders.
@@ -233,14 +233,27 @@ def diff_checkpoints(one: Path, other: Path) -> dict[str, GroupDifference]:
             strict=True,
         )
         for (name, a), (_, b) in pairs:
-            if torch.equal(a, b):
+            difference = _largest_difference(a, b)
+            if difference is None:
                 group.equal += 1
                 continue
             group.moved += 1
-            difference = (a.double() - b.double()).abs().max().item()
-            if not difference <= group.largest or not group.where:
+            # NaN, where only one of them is: more than any number.
+            within = difference <= group.largest or isnan(group.largest)
+            if not within or not group.where:
                 group.largest, group.where = difference, name
     return result
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float | None:
+    """The largest |difference| of two tensors' elements; None where they are equal."""
+    if torch.equal(a, b):
+        return None
+    wide_a, wide_b = a.double(), b.double()
+    same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
+    if a.dtype == b.dtype and a.is_floating_point() and bool(same.all()):
+        return None
+    return (wide_a - wide_b).abs().masked_fill(same, 0.0).max().item()
 
 
 def diff_states(one: Path, other: Path) -> list[str]:

@@ -186,10 +186,10 @@ class ClusterConfig:
     """Nodes."""
     processes_per_node: int = 1
     """Processes (devices) a node."""
-    memory_gib: float = 16.0
-    """Memory of one device, for the plan's refusal."""
+    memory_gib: float = 0.0
+    """Memory of one device, for the plan's refusal; 0 is what `hardware` has."""
     hardware: str = "cpu"
-    """What a device can do, by its name in configs/hardware.yaml: for predicted times."""
+    """What a device can do and hold, by its name in configs/hardware.yaml."""
 
     def __post_init__(self) -> None:
         check_minimums(self, "cluster", nodes=1, processes_per_node=1, memory_gib=0)

@@ -233,8 +233,8 @@ def engine_check(config: RunConfig, families: Sequence[str]) -> Check:
 
     def check(work: Work, layout: Layout) -> None:
         engine = dataclasses.replace(
-            config.engine, layout=layout, micro_slots=work.micro_slots, shard=work.shard,
-            recompute=work.recompute,
+            config.engine, layout=layout, micro_slots=work.micro_slots,
+            shard="full" if work.shard == "full" else "none", recompute=work.recompute,
         )  # fmt: skip
         check_engine(dataclasses.replace(config, engine=engine), layout, families)
 

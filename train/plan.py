@@ -182,14 +182,17 @@ def hosting_of(order: Order, manifest: Manifest, steps: int) -> Hosting:
 
 
 def check_memory(plan: LayoutPlan, config: RunConfig) -> None:
-    """Whether the fullest rank fits into `cluster.memory_gib`.
+    """Whether the fullest rank fits into `cluster.memory_gib`, or the hardware's memory.
 
     Raises:
         UserError: it does not; names what most of it goes to.
     """
     memory = plan.fullest.memory
-    if memory.peak <= config.cluster.memory_gib * GIB:
+    asked, hardware = config.cluster.memory_gib, config.cluster.hardware
+    held = asked or hardware_named(hardware).memory_gib
+    if memory.peak <= held * GIB:
         return
+    has = f"cluster.memory_gib={asked:g}" if asked else f"{hardware} has {held:g}"
     worst = max(memory.parts, key=lambda name: memory.parts[name])
     ways_out = (
         "engine.micro_slots, data.slot_sequences or the model's widths, or set engine.recompute=1"
@@ -197,8 +200,7 @@ def check_memory(plan: LayoutPlan, config: RunConfig) -> None:
         else "the model's widths or its experts"
     )
     raise UserError(
-        f"a process would need {memory.peak / GIB:.1f} GiB, cluster.memory_gib="
-        f"{config.cluster.memory_gib:g}: most goes to {worst} "
+        f"a process would need {memory.peak / GIB:.1f} GiB, {has}: most goes to {worst} "
         f"({memory.parts[worst] / GIB:.1f} GiB); lower {ways_out}, or take another layout "
         "(xylem plan --search)"
     )

@@ -27,8 +27,6 @@ from .checkpoint_matrix_parts import (
     step_folder,
 )
 
-pytestmark = pytest.mark.xdist_group("checkpoint matrix")
-
 SETTINGS = (
     f"run.steps={STEPS}",
     f"checkpoint.every={SAVED}",

@@ -11,8 +11,6 @@ from xylem.train.collective_bytes import wire_share
 
 from ..conftest import environment
 
-pytestmark = pytest.mark.xdist_group("collective bytes")  # processes are started once
-
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, dict[str, int]]]]:

@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 from ..conftest import Command, Prepared, environment, run_settings, train_losses
 from .deepspeed_parts import RESUMED, RUNS
 
-pytestmark = pytest.mark.xdist_group("deepspeed")  # processes are started once
-
 pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
 
 SETTINGS = (

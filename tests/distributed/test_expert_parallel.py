@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 
 from ..conftest import Command, Prepared, environment, run_settings, train_losses
 
-pytestmark = pytest.mark.xdist_group("expert parallel")  # processes are started once
-
 EXPERT = "{{trunk_width:48,expert_width:16,router:{}}}"
 SETTINGS = (
     f"model.layer_plan=[{EXPERT.format('prior')},{{trunk_width:64}},{EXPERT.format('topk')}]",

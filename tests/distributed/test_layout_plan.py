@@ -20,13 +20,18 @@ from xylem.train.plan import planned_work
 
 from ..conftest import Prepared, environment
 
-pytestmark = pytest.mark.xdist_group("layout plan")  # processes are started once
-
 LARGE = ("engine.micro_slots=2", "data.slot_sequences=8")
 BYTES: dict[int, dict[str, tuple[str, ...]]] = {
     2: {
         "family": ("engine.layout.family=2",),
         "context-recomputed": ("engine.layout.context=2", "engine.recompute=2"),
+        "pipeline": ("engine.layout.pipeline=2",),  # tied embeddings on both stages
+        "virtual": (
+            "engine.layout.pipeline=2",
+            "engine.layout.virtual=2",
+            "model.layer_plan=[{repeat: 6, trunk_width: 64, expert_width: 32}]",
+        ),
+        "sharded-pipeline": ("engine.shard=full", "engine.layout.pipeline=2"),
         "sharded": ("engine.shard=full", "engine.recompute=1"),
         "sharded-bf16": ("engine.shard=full", "engine.precision=bf16", "engine.micro_slots=2"),
     },

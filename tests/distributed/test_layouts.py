@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from ..conftest import Prepared, environment, run_settings, train_losses
 from .test_processes import results
 
-pytestmark = pytest.mark.xdist_group("layouts")  # processes are started once
-
 GOLDEN = Path(__file__).parent.parent / "golden" / "debug_losses.txt"
 
 SLOTS = ("data.slots_per_step=8", "engine.micro_slots=1")

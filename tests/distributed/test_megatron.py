@@ -19,7 +19,6 @@ from ..conftest import environment
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("megatron") is None, reason="needs megatron-core"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU shim is for machines without"),
-    pytest.mark.xdist_group("megatron"),
 ]
 
 ON_TWO = {

@@ -14,7 +14,6 @@ from ..conftest import Command, Prepared, environment, run_settings, train_losse
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("megatron") is None, reason="needs megatron-core"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU shim is for machines without"),
-    pytest.mark.xdist_group("megatron"),
 ]
 
 

@@ -14,8 +14,6 @@ from xylem.train.errors import UserError
 
 from ..conftest import environment
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # processes are started once
-
 SCHEDULES = ("1f1b", "two", "fewer", "untied", "interleaved")
 
 

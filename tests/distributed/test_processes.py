@@ -7,8 +7,6 @@ from safetensors.torch import load_file
 
 from ..conftest import Command, Prepared, run_settings, train_losses
 
-pytestmark = pytest.mark.xdist_group("processes")  # processes are started once
-
 
 def results(run: Path) -> tuple[list[float], list[float], dict[str, float]]:
     from xylem.train.metrics import read_metrics

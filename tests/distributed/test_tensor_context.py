@@ -9,8 +9,6 @@ import pytest
 
 from ..conftest import environment
 
-pytestmark = pytest.mark.xdist_group("tensor context")  # processes are started once
-
 LAYOUTS = ("tensor 2", "context 2", "tensor 2 x context 2")
 EXACT = ("family", "untied", "recompute")
 SINGLE = ("gate", "prior", "topk", "hybrid", "domain")

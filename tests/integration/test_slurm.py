@@ -29,8 +29,6 @@ WORDS = {
     "tur_Latn": "ev göl orman balık kuş gün gece su ateş toprak",
 }
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one cluster
-
 
 @dataclass(frozen=True)
 class Cluster:

@@ -123,6 +123,21 @@ def test_diff_tells_tensors_states_and_steps(saved: Path, tmp_path: Path) -> Non
     assert left.value.code == 1
 
 
+def test_numbers_that_are_nan_in_both_are_equal(saved: Path, tmp_path: Path) -> None:
+    trunk = "trunk.safetensors"
+    rewrite(saved / trunk, lambda held: held["final_norm.weight"][:2].fill_(torch.nan))
+    other = tmp_path / "other"
+    shutil.copytree(saved, other)
+    assert print_difference(saved, other)
+    rewrite(other / trunk, lambda held: held["final_norm.weight"][2].add_(0.5))
+    told = diff_checkpoints(saved, other)[trunk]
+    assert (told.moved, told.largest, told.where) == (1, 0.5, "final_norm.weight")
+    rewrite(other / trunk, lambda held: held["final_norm.weight"][3].fill_(torch.nan))
+    rewrite(other / trunk, lambda held: held["layers.0.attention_norm.weight"][3].add_(2.0))
+    told = diff_checkpoints(saved, other)[trunk]
+    assert (told.moved, str(told.largest), told.where) == (2, "nan", "final_norm.weight")
+
+
 def test_a_shape_that_differs_is_told(saved: Path, tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path / "wide", keep=2, keep_every=0)
     decoder = model(width=32)

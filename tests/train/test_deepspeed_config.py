@@ -1,14 +1,18 @@
 """What DeepSpeed is told of a run, and what is refused before it is asked."""
 
 import importlib.metadata
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from xylem.model.layout import Layout
 from xylem.train.compose import compose_config
 from xylem.train.engines.deepspeed import library
 from xylem.train.engines.deepspeed.config import ZeroConfig
+from xylem.train.engines.deepspeed.engine import DeepSpeedEngine
 from xylem.train.engines.deepspeed.settings import check_settings, deepspeed_config
 from xylem.train.errors import UserError
 
@@ -118,6 +122,20 @@ def test_stage_3_with_families_apart_is_refused_with_the_way_out() -> None:
 def test_what_zero_cannot_do_is_refused(more: tuple[str, ...], told_so: str) -> None:
     with pytest.raises(UserError, match=told_so):
         check_settings(compose_config((*SETTINGS, *more)), Layout(data=2))
+
+
+def test_a_score_that_fails_leaves_the_model_training() -> None:
+    def fails(run: object) -> None:
+        raise RuntimeError("no memory")
+
+    engine = object.__new__(DeepSpeedEngine)
+    engine.decoder = torch.nn.Linear(1, 1)  # type: ignore[assignment]
+    engine.processes = SimpleNamespace(autocast=nullcontext)  # type: ignore[assignment]
+    engine.zero = SimpleNamespace(engine=SimpleNamespace(module=fails))  # type: ignore[assignment]
+    nothing = torch.zeros(1, 1)
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine.score(nothing, nothing, nothing, ())
+    assert engine.decoder.training
 
 
 def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

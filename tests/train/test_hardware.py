@@ -3,7 +3,10 @@
 import dataclasses
 
 import pytest
+import torch
 
+from xylem.train.config import EngineConfig
+from xylem.train.engines.processes import Processes
 from xylem.train.errors import UserError
 from xylem.train.hardware import hardware_named, known_hardware, read_hardware
 
@@ -50,3 +53,12 @@ def test_an_entry_that_lacks_a_number_is_named() -> None:
     del values["within_gb_s"]
     with pytest.raises(UserError, match="mine: missing key 'within_gb_s'"):
         read_hardware("mine", values)
+
+
+def test_a_gpus_peak_is_that_of_its_own_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = object.__new__(Processes)
+    processes.config, processes.device = EngineConfig(), torch.device("cuda")
+    for told, key in (("NVIDIA GH200 480GB", "gh200"), ("NVIDIA A100-SXM4-80GB", "a100")):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, told=told: told)
+        expected = hardware_named(key).bf16_tflops * 1e12, f"datasheet of {key.upper()}"
+        assert processes.peak_flops() == expected

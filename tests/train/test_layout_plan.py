@@ -113,6 +113,20 @@ def test_rings_leave_a_node_once_and_all_to_all_for_every_peer_elsewhere() -> No
     assert inside.across == 0
 
 
+def test_experts_exchange_counts_rows_and_weights() -> None:
+    routed = work(model=model("topk"), recompute=1)
+    layout = Layout(data=4, expert=4)
+
+    def calls(asked: Work) -> int:
+        plan = plan_layout(asked, layout, everywhere(asked), hardware_named("h100"), node=8)
+        (exchanged,) = (t for t in plan.slowest.traffic if t.what == "experts")
+        return exchanged.calls
+
+    # Of six micro-batches through one routed layer: four forward, three backward.
+    assert calls(dataclasses.replace(routed, recompute=0)) == 6 * 7
+    assert calls(routed) == 6 * (7 + 4)
+
+
 def test_a_collective_takes_the_slower_of_its_links() -> None:
     h100 = hardware_named("h100")
     large = Traffic(
@@ -128,7 +142,8 @@ def test_a_collective_takes_the_slower_of_its_links() -> None:
 def test_the_first_stage_of_a_pipeline_waits_for_the_most() -> None:
     layout = Layout(data=1, pipeline=4)
     assert [in_flight(layout, stage, 8) for stage in range(4)] == [4, 3, 2, 1]
-    assert in_flight(layout, 0, 2) == 2
+    # Fewer than stages are filled in before any is drained.
+    assert [in_flight(layout, stage, 2) for stage in range(4)] == [2, 2, 2, 2]
     assert in_flight(dataclasses.replace(layout, virtual=2), 0, 8) == pytest.approx(5.5)
 
 

@@ -15,11 +15,12 @@ from xylem.train.compose import compose_config
 from xylem.train.errors import UserError
 from xylem.train.hardware import hardware_named
 from xylem.train.layout_parts import Work
-from xylem.train.layout_plan import Hosting, plan_layout
+from xylem.train.layout_plan import Hosting, LayoutPlan, plan_layout
 from xylem.train.layout_search import (
     Cluster,
     check_fits,
     cluster_words,
+    engine_check,
     legal_layouts,
     parse_cluster,
     print_proposals,
@@ -81,6 +82,39 @@ def test_the_search_sees_what_the_whole_plan_sees() -> None:
         assert plan.step_seconds == pytest.approx(whole.step_seconds)
 
 
+def proposed(*settings: str) -> list[LayoutPlan]:
+    """What is proposed to a config's engine."""
+    data = ("data=default", "data.prepared=nowhere", "data.corpus=nowhere", "run.name=searched")
+    config = compose_config((*data, "data.slots_per_step=32", *settings))
+    config = dataclasses.replace(config, model=work().model)
+    check = engine_check(config, FAMILIES)
+    return list(search(work(), cluster(), one_family_a_piece, check).fitting)
+
+
+def test_only_what_the_engine_can_run_is_proposed() -> None:
+    def largest(plans: list[LayoutPlan], *names: str) -> set[int]:
+        return {max(getattr(plan.layout, name) for plan in plans) for name in names}
+
+    def shards(plans: list[LayoutPlan]) -> set[str]:
+        return {plan.work.shard for plan in plans}
+
+    muon = proposed("optim=muon")
+    assert largest(muon, "tensor") == {1} and shards(muon) == {"none"}
+    assert min(largest(muon, "family", "context", "pipeline")) > 1
+    zero = proposed("engine=deepspeed")
+    assert largest(zero, "tensor", "context", "pipeline", "expert") == {1}
+    assert largest(zero, "family") == {4} and shards(zero) == {"none"}
+    megatron = proposed("engine=megatron")
+    assert largest(megatron, "family", "expert") == {1} and largest(megatron, "tensor") == {4}
+    assert any(plan.work.shard == "full" and plan.layout.pipeline > 1 for plan in proposed())
+
+
+def test_a_search_that_the_engine_refuses_altogether_says_why() -> None:
+    offloaded = ("engine.zero.offload=nvme", "engine.zero.nvme_path=/local/disk")
+    with pytest.raises(UserError, match="engine.zero.offload=nvme cannot run yet"):
+        proposed("engine=deepspeed", "engine.zero.stage=3", *offloaded)
+
+
 def test_a_refusal_names_the_smallest_that_would_fit() -> None:
     where = cluster(memory_gib=0.01)
     found = search(work(), where, one_family_a_piece)
@@ -111,6 +145,7 @@ def test_more_hosts_cost_memory_and_save_nothing() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["nodes"], "--search nodes=: must be a whole number of at least 1"),
         (["nodes=0"], "--search nodes=0: must be a whole number of at least 1"),
         (["nodes=many"], "--search nodes=many: must be a whole number"),
         (["hardware=h1000"], "cluster.hardware='h1000' is not in .* did you mean h100"),
@@ -158,6 +193,28 @@ def test_a_layout_that_cannot_be_is_refused_by_the_plan(prepared: Prepared) -> N
         (["engine.layout.pipeline=2"], ModelError, "needs a multiple of 2 processes"),
         (["engine.micro_slots=3"], DataError, "is not a multiple of 1 processes"),
         (["cluster.hardware=tpu"], UserError, "cluster.hardware='tpu' is not in"),
+        (["optim=muon", "engine.shard=full"], UserError, "orthogonalises whole matrices"),
+        (
+            ["engine=deepspeed", "engine.layout.tensor=2", "cluster.processes_per_node=2"],
+            UserError,
+            "tensor=2 cannot run with engine.name=deepspeed",
+        ),
+        (
+            ["engine=megatron", "engine.layout.family=2", "cluster.processes_per_node=2"],
+            UserError,
+            "family=2 has no meaning there",
+        ),
+        (
+            [
+                "engine.layout.pipeline=2",
+                "engine.layout.virtual=2",
+                "cluster.processes_per_node=2",
+                "data.slots_per_step=3",
+                "model.layer_plan=[{repeat: 4, trunk_width: 64}]",
+            ],
+            UserError,
+            "engine.layout.virtual=2 runs micro-batches 2 at a time",
+        ),
     ):
         config = compose_config([*prepared.settings, "model=debug", *settings])
         with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Tensors added up over processes, many at once. Read next: `torch.py`, whose gradients they are."""
+"""Tensors added up over processes, many at once. Read next: `torch.py`, the gradients."""
 
 from collections.abc import Sequence
 
