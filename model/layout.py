@@ -84,7 +84,7 @@ class Layout:
     def __str__(self) -> str:
         named = {**{n: getattr(self, n) for n in SIZES}, "expert": self.expert}
         told = " x ".join(f"{name} {size}" for name, size in named.items() if size > 1)
-        return (told or "one process") + (f", {self.virtual} chunks" if self.virtual > 1 else "")
+        return (told or "one process") + (f", virtual {self.virtual}" if self.virtual > 1 else "")
 
     def resolved(self, world: int) -> "Layout":
         """The same with `data` filled in.

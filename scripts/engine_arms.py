@@ -80,7 +80,7 @@ class Size:
 
 
 FULL = Size(
-    hidden_size=256, width=1024, expert_width=512, layers=4, slots=16, sequence_length=512,
+    hidden_size=192, width=768, expert_width=384, layers=3, slots=16, sequence_length=256,
     rounds=5,
 )  # fmt: skip
 QUICK = Size(

@@ -243,8 +243,9 @@ def engine_check(config: RunConfig, families: Sequence[str]) -> Check:
 
 def print_proposals(found: Proposals, cluster: Cluster, console: Console, first: int = 8) -> None:
     """The fastest as a table."""
+    nodes = "1 node" if cluster.nodes == 1 else f"{cluster.nodes:,} nodes"
     table = Table(
-        title=f"{cluster.nodes} nodes of {cluster.processes_per_node} {cluster.name}: "
+        title=f"{nodes} of {cluster.processes_per_node} {cluster.name}: "
         f"{len(found.fitting):,} of {found.considered:,} layouts fit, predicted fastest first",
         title_justify="left",
     )
@@ -256,14 +257,20 @@ def print_proposals(found: Proposals, cluster: Cluster, console: Console, first:
         table.add_row(
             described(plan),
             f"{plan.step_seconds:.3g}",
-            f"{plan.tokens_per_second:.3g}",
+            f"{plan.tokens_per_second:,.0f}",
             f"{model_share(plan, cluster):.0%}",
             f"{plan.fullest.memory.peak / GIB:.1f}",
             f"{across / GIB:.2f}",
         )
     console.print(table)
     best = found.fitting[0]
-    console.print("settings of the first: " + " ".join(settings_of(best)), soft_wrap=True)
+    where = (
+        f"cluster.nodes={cluster.nodes}",
+        f"cluster.processes_per_node={cluster.processes_per_node}",
+        f"cluster.hardware={cluster.name}",
+    )  # fmt: skip
+    told = " ".join((*settings_of(best), *where))
+    console.print(f"settings of the first, for `plan` too: {told}", soft_wrap=True)
     console.print(
         "GiB: at the peak of the fullest process; across: what a process sends to other nodes a "
         "step; of peak: model FLOPs of what the devices could do"

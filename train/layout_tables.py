@@ -84,7 +84,7 @@ def gib(size: float) -> str:
 def _print_traffic(rank: RankPlan, console: Console) -> None:
     table = Table(title="sent by a process a step, MiB", title_justify="left")
     for name in ("what", "collective", "processes"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name == "collective")
     for name in ("put in", "leaves it", "leaves the node"):
         table.add_column(name, justify="right")
     for each in rank.traffic:
@@ -97,6 +97,10 @@ def _print_traffic(rank: RankPlan, console: Console) -> None:
             f"{each.across / MIB:,.2f}",
         )
     console.print(table)
+    console.print(
+        "put in: what a process of the slowest kind hands to the collective; leaves it: what a "
+        "ring sends on of that; a kind of gradients is a row for each set of processes that add it up"
+    )
 
 
 def numbers(values: Sequence[int]) -> str:

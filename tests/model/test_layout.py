@@ -61,7 +61,7 @@ def test_data_is_what_the_other_sizes_leave() -> None:
 
 def test_a_layout_is_told_by_its_sizes() -> None:
     told = str(Layout(data=2, tensor=2, pipeline=2, virtual=2))
-    assert told == "data 2 x tensor 2 x pipeline 2, 2 chunks"
+    assert told == "data 2 x tensor 2 x pipeline 2, virtual 2"
     assert str(Layout(data=1)) == "one process"
 
 

@@ -177,7 +177,7 @@ def test_the_verb_searches_and_plans(prepared: Prepared, xylem: Command, tmp_pat
     settings = run_settings(prepared, tmp_path, "run", "run.steps=4", "model=debug")
     done = xylem("plan", *settings, "--search", "nodes=1", "hardware=cpu")
     assert done.returncode == 0, done.stderr
-    assert "1 nodes of 2 cpu" in done.stdout and "settings of the first:" in done.stdout
+    assert "1 node of 2 cpu" in done.stdout and "settings of the first, for" in done.stdout
     done = xylem("plan", *settings, "cluster.processes_per_node=2", "engine.layout.family=2")
     assert done.returncode == 0, done.stderr
     assert "who holds what (family 2)" in done.stdout and "predicted step on cpu" in done.stdout
