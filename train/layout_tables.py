@@ -99,7 +99,7 @@ def _print_traffic(rank: RankPlan, console: Console) -> None:
     console.print(table)
     console.print(
         "put in: what a process of the slowest kind hands to the collective; leaves it: what a "
-        "ring sends on of that; a kind of gradients is a row for each set of processes that add it up"
+        "ring sends on of that; gradients have a row for each set of processes that add them up"
     )
 
 
