@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,18 @@ def write_corpus(folder: Path, documents: int = 60, seed: int = 0) -> Path:
                 text = " ".join(draw.choices(words, k=draw.randint(20, 90))) + "."
                 file.write(json.dumps({"id": f"doc/{number}", "text": text}) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """Takes back what a file's tests changed about the process, which the next file shares."""
+    yield
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_flush_denormal(False)  # an engine's start sets it; hypothesis refuses it
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
