@@ -40,6 +40,22 @@ def _kind(device: str) -> str:
     return "cpu" if device == "cpu" else "gpu"
 
 
+def _add_products(
+    d_logits_nV: Tensor, hidden_nD: Tensor, head_VD: Tensor, d_hidden_nD: Tensor, d_head_VD: Tensor
+) -> None:
+    """What a chunk's logits pull on: its hidden states, filled in, and the head, added up."""
+    torch.mm(d_logits_nV, head_VD, out=d_hidden_nD)
+    if d_head_VD.dtype == hidden_nD.dtype:
+        d_head_VD.addmm_(d_logits_nV.T, hidden_nD)
+    else:
+        d_head_VD += d_logits_nV.T @ hidden_nD
+
+
+def _summed(nll_N: Tensor, log_partition_N: Tensor, kept_N: Tensor, z_weight: float) -> Tensor:
+    """The loss of the kept tokens."""
+    return nll_N.sum() + z_weight * (log_partition_N.square() * kept_N).sum()
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """sum(nll) + z_weight * sum(log_partition^2), with its gradient made on the way forward.
 
@@ -88,19 +104,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_logits_NV = log_p_NV.exp_().mul_(pull_N[:, None])
                     d_logits_NV.scatter_add_(-1, picked_N1, -kept_N[some, None].to(wide))
                     values_NV.copy_(d_logits_NV)
-                if d_hidden is None or d_head is None:
-                    continue
-                d_hidden[part] = logits_NV @ head
-                if wide == hidden.dtype:
-                    d_head.addmm_(logits_NV.T, hidden[part])
-                else:
-                    d_head += logits_NV.T @ hidden[part]
+                if d_hidden is not None and d_head is not None:
+                    _add_products(logits_NV, hidden[part], head, d_hidden[part], d_head)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         nll_N = nll_N * kept_N
         ctx.mark_non_differentiable(nll_N)
-        z_N = log_partition_N.square() * kept_N
-        return nll_N.sum() + z_weight * z_N.sum(), nll_N
+        return _summed(nll_N, log_partition_N, kept_N, z_weight), nll_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -165,17 +175,12 @@ class _SharedCrossEntropy(torch.autograd.Function):
                     d_logits_NV.mul_(pull[:, None])
                     d_logits_NV.scatter_add_(-1, picked_N1, -(mine_N1 & kept[:, None]).to(wide))
                     values_NV.copy_(d_logits_NV)
-                d_hidden[part] = logits_NV @ head
-                if wide == hidden.dtype:
-                    d_head.addmm_(logits_NV.T, hidden[part])
-                else:
-                    d_head += logits_NV.T @ hidden[part]
+                _add_products(logits_NV, hidden[part], head, d_hidden[part], d_head)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         nll_N = nll_N * kept_N
         ctx.mark_non_differentiable(nll_N)
-        z_N = log_partition_N.square() * kept_N
-        return nll_N.sum() + z_weight * z_N.sum(), nll_N
+        return _summed(nll_N, log_partition_N, kept_N, z_weight), nll_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -144,7 +144,7 @@ def test_the_package_never_imports_the_shim() -> None:
 
 
 def test_the_baseline_gives_every_rank_as_many_experts() -> None:
-    pytest.importorskip("megatron")
+    pytest.importorskip("megatron", reason="the extra `megatron` is not installed")
     from xylem.scripts.megatron_moe_arm import MegatronMoeArm
 
     arm = object.__new__(MegatronMoeArm)

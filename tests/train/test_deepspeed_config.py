@@ -58,7 +58,7 @@ def test_offload_is_told_with_its_path() -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_takes_its_config_as_it_stands(stage: int) -> None:
-    pytest.importorskip("deepspeed")
+    pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
     from deepspeed.runtime.zero.config import get_zero_config
 
     zero = told(f"engine.zero.stage={stage}", "engine.zero.bucket_elements=1000")
@@ -154,5 +154,5 @@ def test_another_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_deepspeed_that_is_installed_is_the_known_one() -> None:
-    pytest.importorskip("deepspeed")
+    pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
     library.check_version()
